@@ -1,0 +1,67 @@
+"""impute: fill what is missing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from dmf.engine.arrays import fill_lazily
+from dmf.engine.data import is_dask
+from dmf.observed import fill_block, filled_dtype
+from dmf.result import Factorization
+from dmf.validation import check_mask, check_matrix
+
+Array = Any
+
+
+def impute(X: Array, factorization: Factorization, mask: Array | None = None) -> Array:
+    """Fill the missing entries of X with W H; observed entries stay as they are.
+
+    Parameters
+    ----------
+    X : array, shape (m, n)
+        As in `factorize`: NaN, the mask, or not being stored (sparse) mean missing.
+    factorization : Factorization
+        Of a matrix of the same shape.
+    mask : array, shape (m, n), optional
+        As in `factorize`: entries are kept where it is True or above 0.
+
+    Returns
+    -------
+    array, shape (m, n)
+        A lazy Dask array for a Dask array, else a NumPy array; dense also when X is
+        sparse. Its dtype is that of X, or float64 if X holds integers or bools.
+        Observed entries are bit-identical to those of X.
+
+    Raises
+    ------
+    ValueError
+        The shapes of X, of the mask and of the factorization don't agree.
+    TypeError
+        X isn't a real matrix.
+
+    Examples
+    --------
+    >>> import numpy as np, dmf
+    >>> X = np.outer([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 1.0])
+    >>> X[0, 1] = np.nan
+    >>> filled = dmf.impute(X, dmf.factorize(X, rank=1))
+    >>> bool(np.isnan(filled).any()), float(filled[3, 1])
+    (False, 8.0)
+    """
+    shape = check_matrix("X", X)
+    if shape != factorization.shape:
+        msg = (
+            f"X has shape {shape}, but the factorization is of a matrix of shape "
+            f"{factorization.shape}; factorize this X first"
+        )
+        raise ValueError(msg)
+    if mask is not None:
+        check_mask(X, mask)
+    W, H = factorization.W, factorization.H
+    if is_dask(X):
+        return fill_lazily(X, mask, W, H)
+    W, H = np.asarray(W), np.asarray(H)
+    mask = np.asarray(mask) if is_dask(mask) else mask
+    return fill_block(X, mask, W, H.T, filled_dtype(X.dtype))

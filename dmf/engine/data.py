@@ -1,0 +1,283 @@
+"""X as blocks on the grid, with what a fit needs to know of them."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from dmf.engine.grid import (
+    KEEP_CHUNKS,
+    Grid,
+    balanced_bounds,
+    blocks_for,
+    even_bounds,
+    merged_bounds,
+)
+from dmf.engine.lower import Lowering, Place
+from dmf.engine.runner import Leaf, Runner
+from dmf.engine.trace import Trace, follow
+from dmf.kernels import kernels_for
+from dmf.observed import Totals, canonical_csr, counts, is_sparse, observe, totals
+from dmf.validation import working_dtype
+
+Key = Hashable
+
+
+@dataclass(frozen=True)
+class Data:
+    """The blocks of X where the tasks run.
+
+    Attributes
+    ----------
+    shape : (m, n)
+    dtype : the dtype that is computed in
+    kernels : module
+    grid : Grid
+    totals : Totals
+        Over all observed entries.
+    token : str
+        Makes the names of all tasks on these data unique.
+    leaves : dict
+        The blocks and the counts of each strip, by their keys.
+    """
+
+    shape: tuple[int, int]
+    dtype: np.dtype[Any]
+    kernels: ModuleType
+    grid: Grid
+    totals: Totals
+    token: str
+    leaves: dict[Key, Leaf] = field(repr=False)
+
+    def block(self, axis: int) -> Place:
+        """Return where the block (strip, block of the strip) of an axis is."""
+        return Place(partial(_block_key, self.token, axis))
+
+    def counts(self, axis: int) -> Place:
+        """Return where the numbers of observed entries of a strip's rows are."""
+        return Place(partial(_counts_key, self.token, axis))
+
+
+def _block_key(token: str, axis: int, strip: int, other: int) -> Key:
+    i, j = (other, strip) if axis else (strip, other)
+    return (f"block-{token}", i, j)
+
+
+def _counts_key(token: str, axis: int, strip: int, other: int) -> Key:
+    return (f"counts-{'WH'[axis]}-{token}", strip)
+
+
+def is_dask(X: Any) -> bool:
+    """Return whether X is a Dask array."""
+    return type(X).__module__.startswith("dask.array")
+
+
+def load(X: Any, mask: Any | None, rank: int, runner: Runner) -> Data:
+    """Cut X and its mask into blocks, and count what is observed.
+
+    Parameters
+    ----------
+    X : NumPy, scipy.sparse or Dask array, shape (m, n)
+    mask : array, shape (m, n), or None
+    rank : int
+    runner : Runner
+
+    Raises
+    ------
+    ValueError
+        Values or weights that `dmf.observed.observe` refuses; nothing observed at all.
+    """
+    token = uuid.uuid4().hex[:8]
+    dtype = working_dtype(X.dtype)
+    if is_dask(X):
+        kind = _block_kind(X)
+        grid, leaves = _load_dask(X, mask, rank, kind, dtype, token, runner)
+    else:
+        kind = "sparse" if is_sparse(X) else "dense"
+        grid, leaves = _load_array(X, mask, rank, kind, dtype, token, runner)
+    summary, total = _count(grid, leaves, token, runner)
+    if total.weight <= 0:
+        msg = (
+            f"X of shape {tuple(X.shape)} has no observed entry; check the mask, or "
+            "which value stands for missing (NaN in dense arrays)"
+        )
+        raise ValueError(msg)
+    return Data(
+        shape=tuple(X.shape),
+        dtype=dtype,
+        kernels=kernels_for(kind),
+        grid=grid,
+        totals=total,
+        token=token,
+        leaves=leaves | summary,
+    )
+
+
+def _block_kind(X: Any) -> str:
+    """Return what the blocks of a Dask array are, from the array's meta."""
+    from dask.array.utils import meta_from_array
+
+    return "sparse" if is_sparse(meta_from_array(X)) else "dense"
+
+
+def _load_array(
+    X: Any,
+    mask: Any | None,
+    rank: int,
+    kind: str,
+    dtype: np.dtype[Any],
+    token: str,
+    runner: Runner,
+) -> tuple[Grid, dict[Key, Leaf]]:
+    """Cut an array in memory; bad values are refused before any task exists."""
+    m, n = X.shape
+    mask = np.asarray(mask) if is_dask(mask) else mask
+    if kind == "sparse":
+        X = canonical_csr(X)
+        mask = None if mask is None else canonical_csr(mask)
+        P, Q = blocks_for((m, n), X.nnz, rank, kind)
+        grid = Grid(
+            balanced_bounds(np.diff(X.indptr), P),
+            balanced_bounds(np.bincount(X.indices, minlength=n), Q),
+        )
+    else:
+        P, Q = blocks_for((m, n), m * n, rank, kind)
+        grid = Grid(even_bounds(m, P), even_bounds(n, Q))
+    blocks = {}
+    for i in range(P):
+        rows = _slice(grid.strip(0, i))
+        for j in range(Q):
+            columns = _slice(grid.strip(1, j))
+            blocks[_block_key(token, 0, i, j)] = observe(
+                X[rows, columns],
+                None if mask is None else mask[rows, columns],
+                dtype,
+                (rows.start, columns.start),
+            )
+    leaves = runner.put(list(blocks.values()))
+    return grid, dict(zip(blocks, leaves, strict=True))
+
+
+def _load_dask(
+    X: Any,
+    mask: Any | None,
+    rank: int,
+    kind: str,
+    dtype: np.dtype[Any],
+    token: str,
+    runner: Runner,
+) -> tuple[Grid, dict[Key, Leaf]]:
+    """Make blocks of whole chunks, inside tasks."""
+    from dask.base import optimize
+
+    grid = _grid_of_chunks(X, rank, kind)
+    P, Q = grid.shape
+    X = _aligned(X, "X", grid)
+    graph: dict[Key, Any] = {}
+    mask_keys: list[list[Key | None]] = [[None] * Q for _ in range(P)]
+    if is_dask(mask):
+        X, mask = optimize(X, _aligned(mask, "mask", grid))
+        graph.update(mask.__dask_graph__())
+        mask_keys = mask.__dask_keys__()
+    else:
+        (X,) = optimize(X)
+        if mask is not None:
+            mask_keys = [[(f"mask-{token}", i, j) for j in range(Q)] for i in range(P)]
+            parts = [
+                mask[_slice(grid.strip(0, i)), _slice(grid.strip(1, j))]
+                for i in range(P)
+                for j in range(Q)
+            ]
+            flat = [key for row in mask_keys for key in row]
+            graph.update(zip(flat, runner.put(parts), strict=True))
+    graph.update(X.__dask_graph__())
+    x_keys = X.__dask_keys__()
+    keys = []
+    for i in range(P):
+        for j in range(Q):
+            key = _block_key(token, 0, i, j)
+            origin = (grid.strip(0, i).start, grid.strip(1, j).start)
+            graph[key] = (_observe_at, x_keys[i][j], mask_keys[i][j], dtype, *origin)
+            keys.append(key)
+    return grid, runner.run(graph, keys)
+
+
+def _aligned(X: Any, name: str, grid: Grid) -> Any:
+    """Return a Dask array whose chunks are the blocks of the grid."""
+    chunks = (_lengths(grid.row_bounds), _lengths(grid.column_bounds))
+    if X.chunks == chunks:
+        return X
+    if _block_kind(X) == "sparse":
+        msg = (
+            f"the chunks of {name}, {X.chunks}, must be those of X, {chunks}: sparse "
+            "chunks can't be cut anew"
+        )
+        raise ValueError(msg)
+    return X.rechunk(chunks)
+
+
+def _observe_at(
+    X: Any, mask: Any | None, dtype: np.dtype[Any], row: int, column: int
+) -> Any:
+    return observe(X, mask, dtype, (row, column))
+
+
+def _grid_of_chunks(X: Any, rank: int, kind: str) -> Grid:
+    """Keep the user's chunks, or merge neighbours if there are far too many.
+
+    Sparse chunks are kept: what they store isn't known before they are read.
+    """
+    row_chunks, column_chunks = X.chunks
+    P, Q = blocks_for(X.shape, X.shape[0] * X.shape[1], rank, kind)
+    if kind == "sparse" or len(row_chunks) * len(column_chunks) <= KEEP_CHUNKS * P * Q:
+        P, Q = len(row_chunks), len(column_chunks)
+    return Grid(merged_bounds(row_chunks, P), merged_bounds(column_chunks, Q))
+
+
+def _count(
+    grid: Grid, leaves: dict[Key, Leaf], token: str, runner: Runner
+) -> tuple[dict[Key, Leaf], Totals]:
+    """Count the observed entries of rows and columns, and sum over all of them."""
+    graph: dict[Key, Any] = dict(leaves)
+    summary: list[Key] = []
+    for axis in (0, 1):
+        trace = Trace()
+        block = trace.input("block")
+        counted = trace.per_block("count", partial(_summary, axis=axis), block)
+        counted = trace.sum_over_strip(counted)
+        whole = trace.sum_over_all(counted[1])
+        lowering = Lowering(
+            trace,
+            {block: Place(partial(_block_key, token, axis))},
+            (counted, whole),
+            (grid.shape[axis], grid.shape[1 - axis]),
+            f"{'WH'[axis]}-{token}",
+            0,
+        )
+        graph.update(lowering.graph)
+        place = lowering.find(counted[0])
+        for i in range(grid.shape[axis]):
+            summary.append(_counts_key(token, axis, i, 0))
+            graph[summary[-1]] = (follow, place.key(i, 0), place.path)
+        total = lowering.find(whole).key(0, 0)
+    done = runner.run(graph, [*summary, total])
+    (totals_of_all,) = runner.fetch([done.pop(total)])
+    return done, totals_of_all
+
+
+def _summary(block: Any, *, axis: int) -> tuple[Any, Totals]:
+    return counts(block, axis), totals(block)
+
+
+def _slice(rows: range) -> slice:
+    return slice(rows.start, rows.stop)
+
+
+def _lengths(bounds: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(int(length) for length in np.diff(bounds))

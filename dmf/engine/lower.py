@@ -1,0 +1,243 @@
+"""From a trace to tasks: a plain dict, as Dask's graph specification has it.
+
+Operations that follow each other in one place become one task, a *stage*. Where a strip
+has a single block, "per block" and "per strip" are the same place, so that a whole
+half-step of the row scope is one task. So tasks are few and fat, which is what a
+scheduler wants, and solvers need not care.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+from dmf.engine.trace import Operation, Trace, Value, add_up, follow
+
+Key = Hashable
+Graph = dict[Key, Any]
+Path = tuple[int, ...]
+
+# How many partial sums one task adds up: wide trees are shallow, and each level waits.
+FAN_IN = 16
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a value is found: its key for (strip, block of the strip), and the path
+    into what that task returns."""
+
+    key: Callable[[int, int], Key]
+    path: Path = ()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A task's function: the operations of one place, in order.
+
+    Parameters
+    ----------
+    steps : tuple of (function, operands)
+        An operand is (slot, path). The arguments fill the first slots, each step's
+        result the next.
+    results : tuple of int
+        The slots to return: one alone as it is, several as a tuple.
+    """
+
+    steps: tuple[tuple[Callable[..., Any], tuple[tuple[int, Path], ...]], ...]
+    results: tuple[int, ...]
+
+    def __call__(self, *arguments: Any) -> Any:
+        slots = list(arguments)
+        # A fit that explodes is reported by the loop, not by warnings from its tasks.
+        with np.errstate(over="ignore", invalid="ignore"):
+            for function, operands in self.steps:
+                slots.append(function(*(follow(slots[s], p) for s, p in operands)))
+        if len(self.results) == 1:
+            return slots[self.results[0]]
+        return tuple(slots[slot] for slot in self.results)
+
+
+class Lowering:
+    """Turns one trace into tasks.
+
+    Parameters
+    ----------
+    trace : Trace
+    inputs : dict
+        Where the trace's inputs are found.
+    outputs : tuple of Value
+        What will be asked for.
+    shape : (strips, blocks in each strip)
+    label : str
+        Ends the tasks' names, which people read on a dashboard: "update-W-1f3c".
+    round : int
+        Makes the keys of each round different.
+
+    Attributes
+    ----------
+    graph : dict
+        The tasks.
+    """
+
+    def __init__(
+        self,
+        trace: Trace,
+        inputs: dict[Value, Place],
+        outputs: tuple[Value, ...],
+        shape: tuple[int, int],
+        label: str,
+        round: int,
+    ) -> None:
+        self.graph: Graph = {}
+        self._strips, self._blocks = shape
+        self._label = label
+        self._round = round
+        self._found = {value.number: place for value, place in inputs.items()}
+        for stage in _stages(trace.operations, fused=self._blocks == 1):
+            later = {v.number for v in outputs}
+            later |= {
+                v.number
+                for op in trace.operations[stage[-1].result.number + 1 :]
+                for v in op.operands
+            }
+            if stage[-1].result.place == "all":
+                self._add_total(stage[-1])
+            else:
+                self._add_stage(stage, later)
+
+    def find(self, value: Value) -> Place:
+        """Return where a value is."""
+        place = self._found[value.number]
+        return Place(place.key, place.path + value.path)
+
+    def _add_stage(self, stage: list[Operation], later: set[int]) -> None:
+        """Add one task for each strip or block that does all of a stage."""
+        own = [op.result.number for op in stage]
+        # An operand from outside the stage is an argument of its tasks: a single value,
+        # or the list of a strip's blocks that a sum is made of.
+        outside = [(v, self._is_list(op)) for op in stage for v in op.operands]
+        arguments = {
+            (value.number, is_list): value
+            for value, is_list in outside
+            if value.number not in own
+        }
+        slots = {argument: k for k, argument in enumerate(arguments)}
+        slots |= {(number, False): len(slots) + k for k, number in enumerate(own)}
+        steps = tuple(self._step(op, slots, own) for op in stage)
+        results = [number for number in own if number in later]
+        function = Stage(steps, tuple(slots[number, False] for number in results))
+
+        head = self._head(stage[-1])
+        per_block = stage[-1].result.place == "block" and self._blocks > 1
+        for i in range(self._strips):
+            for j in range(self._blocks if per_block else 1):
+                found = [
+                    self._parts(value, i, (*head, i))
+                    if is_list
+                    else self.find(value).key(i, j)
+                    for (_, is_list), value in arguments.items()
+                ]
+                self.graph[*head, i, j] = (function, *found)
+        for k, number in enumerate(results):
+            key = partial(_block_key, head) if per_block else partial(_strip_key, head)
+            self._found[number] = Place(key, (k,) if len(results) > 1 else ())
+
+    def _add_total(self, op: Operation) -> None:
+        """Add the tasks that sum a value over all strips."""
+        head = self._head(op)
+        place = self.find(op.operands[0])
+        path = place.path
+        keys = [place.key(i, 0) for i in range(self._strips)]
+        if path and len(keys) > 1:
+            # Only what is summed shall travel, not all that the strip's task returns.
+            for i, key in enumerate(keys):
+                keys[i] = (*head, "item", i)
+                self.graph[keys[i]] = (follow, key, path)
+            path = ()
+        self.graph[head] = (add_up, self._tree(keys, (), head), path)
+        self._found[op.result.number] = Place(partial(_one_key, head))
+
+    def _step(
+        self, op: Operation, slots: dict[tuple[int, bool], int], own: list[int]
+    ) -> tuple[Callable[..., Any], tuple[tuple[int, Path], ...]]:
+        operands = []
+        function = op.function
+        for value in op.operands:
+            is_list = self._is_list(op)
+            path = value.path if value.number in own else self.find(value).path
+            if is_list:
+                function, path = partial(add_up, path=self._left(path)), ()
+            elif op.sums:
+                function = _only
+            operands.append((slots[value.number, is_list], path))
+        return function, tuple(operands)
+
+    def _is_list(self, op: Operation) -> bool:
+        return op.sums and self._blocks > 1
+
+    def _parts(self, value: Value, i: int, head: tuple[Hashable, ...]) -> list[Key]:
+        """Return the keys whose values the sum over strip i is made of."""
+        place = self.find(value)
+        keys = [place.key(i, j) for j in range(self._blocks)]
+        return self._tree(keys, place.path, head)
+
+    def _left(self, path: Path) -> Path:
+        """Return the path into the parts of a sum: a tree has gone it already."""
+        return path if self._blocks <= FAN_IN else ()
+
+    def _tree(
+        self, keys: list[Key], path: Path, head: tuple[Hashable, ...]
+    ) -> list[Key]:
+        """Add up keys in groups until one task can do the rest; return what is left."""
+        level = 0
+        while len(keys) > FAN_IN:
+            groups = [keys[k : k + FAN_IN] for k in range(0, len(keys), FAN_IN)]
+            keys = [(*head, "tree", level, k) for k in range(len(groups))]
+            self.graph.update(
+                {
+                    key: (add_up, group, path)
+                    for key, group in zip(keys, groups, strict=True)
+                }
+            )
+            path, level = (), level + 1
+        return keys
+
+    def _head(self, op: Operation) -> tuple[Hashable, ...]:
+        return (f"{op.name}-{self._label}", self._round, op.result.number)
+
+
+def _stages(operations: list[Operation], fused: bool) -> Iterator[list[Operation]]:
+    """Group operations that follow each other in one place.
+
+    If a strip has a single block (`fused`), blocks and strips are one place.
+    """
+
+    def place(op: Operation) -> tuple[str, int]:
+        if op.result.place == "all":
+            return "all", op.result.number  # each total is a tree of its own
+        return ("strip" if fused else op.result.place), 0
+
+    for _, stage in groupby(operations, key=place):
+        yield list(stage)
+
+
+def _only(value: Any) -> Any:
+    """The sum over a single block."""
+    return value
+
+
+def _block_key(head: tuple[Hashable, ...], i: int, j: int) -> Key:
+    return (*head, i, j)
+
+
+def _strip_key(head: tuple[Hashable, ...], i: int, j: int) -> Key:
+    return (*head, i, 0)
+
+
+def _one_key(head: tuple[Hashable, ...], i: int, j: int) -> Key:
+    return head

@@ -1,0 +1,183 @@
+"""Where tasks run: on the threads of this process, or on a cluster."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import dask
+import dask.threaded
+from dask.base import persist
+from threadpoolctl import threadpool_limits
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+Key = Hashable
+Graph = dict[Key, Any]
+Leaf = Any  # what stands for a computed value: the value itself, or a Future
+
+
+class WorkersLost(RuntimeError):
+    """Workers died and took data with them that Dask can't compute again."""
+
+
+class Tasks:
+    """A Dask collection that is a plain dict of tasks and the keys that are wanted.
+
+    It follows Dask's protocol for custom collections: the dict goes to the scheduler as
+    it is, without the layers and the optimisation that an array of arrays would need.
+    """
+
+    def __init__(self, graph: Graph, keys: list[Key]) -> None:
+        self.graph = graph
+        self.keys = keys
+
+    __dask_optimize__ = None
+    __dask_scheduler__ = staticmethod(dask.threaded.get)
+
+    def __dask_graph__(self) -> Graph:
+        return self.graph
+
+    def __dask_keys__(self) -> list[Key]:
+        return list(self.keys)
+
+    def __dask_tokenize__(self) -> tuple[Key, ...]:
+        return tuple(self.keys)
+
+    def __dask_postcompute__(self) -> tuple[Any, tuple[()]]:
+        return list, ()
+
+    def __dask_postpersist__(self) -> tuple[Any, tuple[list[Key]]]:
+        return _rebuilt, (self.keys,)
+
+
+def _rebuilt(
+    graph: Graph, keys: list[Key], rename: dict[str, str] | None = None
+) -> Tasks:
+    return Tasks(graph, keys)
+
+
+class Runner(Protocol):
+    """Runs tasks and keeps their results where they are."""
+
+    remote: ClassVar[bool]
+
+    def put(self, values: list[Any]) -> list[Leaf]:
+        """Bring values to where the tasks run."""
+
+    def run(self, graph: Graph, keys: list[Key]) -> dict[Key, Leaf]:
+        """Compute keys; return what stands for their values in the next graph."""
+
+    def fetch(self, leaves: list[Leaf]) -> list[Any]:
+        """Return the values of leaves."""
+
+    def session(self) -> Any:
+        """Return a context manager to run tasks in."""
+
+
+class Threads:
+    """Dask's scheduler in this process: threads, unless it is configured otherwise."""
+
+    remote: ClassVar[bool] = False
+
+    def put(self, values: list[Any]) -> list[Leaf]:
+        return values
+
+    def run(self, graph: Graph, keys: list[Key]) -> dict[Key, Leaf]:
+        (done,) = persist(Tasks(graph, keys))
+        return {key: done.graph[key] for key in keys}
+
+    def fetch(self, leaves: list[Leaf]) -> list[Any]:
+        return leaves
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        # Dask's threads are the parallelism: BLAS threads would fight them for cores.
+        with threadpool_limits(limits=1, user_api="blas"):
+            yield
+
+
+class Cluster:
+    """A `distributed` cluster, through its client. Workers limit BLAS themselves."""
+
+    remote: ClassVar[bool] = True
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def put(self, values: list[Any]) -> list[Leaf]:
+        # Without hash=False, data that were scattered before would share their keys,
+        # and be lost when the earlier copy is released.
+        with _translated():
+            return list(self._client.scatter(values, hash=False))
+
+    def run(self, graph: Graph, keys: list[Key]) -> dict[Key, Leaf]:
+        with _translated():
+            done = self._client.persist(Tasks(graph, keys))
+        return {key: done.graph[key] for key in keys}
+
+    def fetch(self, leaves: list[Leaf]) -> list[Any]:
+        with _translated():
+            return list(self._client.gather(leaves))
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        yield
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Raise `WorkersLost` where distributed says that data are gone."""
+    from concurrent.futures import CancelledError
+
+    try:
+        yield
+    except CancelledError as error:
+        msg = "workers of the cluster were lost, and data with them"
+        raise WorkersLost(msg) from error
+
+
+def choose_runner(client: Client | None) -> Runner:
+    """Return the runner for a client, passed or active; threads if there is none.
+
+    Raises
+    ------
+    TypeError
+        `client` isn't a synchronous ``distributed.Client``.
+    ValueError
+        `client` is closed.
+    """
+    client = _active_client() if client is None else client
+    if client is None:
+        return Threads()
+    if not hasattr(client, "scatter"):
+        msg = f"client must be a distributed.Client or None, got {client!r}"
+        raise TypeError(msg)
+    if client.asynchronous:
+        msg = "client is asynchronous; pass Client(…, asynchronous=False)"
+        raise TypeError(msg)
+    if client.status != "running":
+        msg = (
+            f"client is {client.status}; connect a new distributed.Client, or pass "
+            "client=None to run on the threads of this process"
+        )
+        raise ValueError(msg)
+    return Cluster(client)
+
+
+def _active_client() -> Client | None:
+    # Whoever has a client has imported distributed.
+    if "distributed" not in sys.modules:
+        return None
+    if dask.config.get("scheduler", None) not in (None, "dask.distributed"):
+        return None
+    from distributed import default_client
+
+    try:
+        client: Client = default_client()
+        return client
+    except ValueError:
+        return None

@@ -1,0 +1,127 @@
+"""What a half-step says, written down: operations on handles; no task exists yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any, Literal
+
+from dmf.penalties import Ridge
+
+# Where an operation happens: once a block, once a strip of the moving factor, or once.
+# "fixed" marks the fixed factor's strips, which are inputs only.
+Place = Literal["block", "strip", "fixed", "all"]
+
+
+@dataclass(frozen=True)
+class Value:
+    """A handle on an input or on the result of an operation.
+
+    `path` leads into a result that is a tuple: (1,) is its second item.
+    """
+
+    place: Place
+    number: int
+    path: tuple[int, ...] = ()
+
+    def __getitem__(self, item: int) -> Value:
+        return Value(self.place, self.number, (*self.path, item))
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One line of a trace. `sums` says whether it adds up its operand's instances."""
+
+    result: Value
+    name: str
+    function: Callable[..., Any]
+    operands: tuple[Value, ...]
+    sums: bool = False
+
+
+@dataclass
+class Trace:
+    """Records operations. Inputs have negative numbers, results count from 0."""
+
+    operations: list[Operation] = field(default_factory=list)
+    _inputs: int = 0
+
+    def input(self, place: Place) -> Value:
+        self._inputs += 1
+        return Value(place, -self._inputs)
+
+    def per_block(
+        self, name: str, function: Callable[..., Any], *operands: Value
+    ) -> Value:
+        """Apply a function in every block."""
+        return self._record("block", name, function, operands)
+
+    def per_strip(
+        self, name: str, function: Callable[..., Any], *operands: Value
+    ) -> Value:
+        """Apply a function in every strip of the moving factor."""
+        return self._record("strip", name, function, operands)
+
+    def sum_over_strip(self, value: Value) -> Value:
+        """Add up the blocks of each strip, in a tree."""
+        return self._record("strip", "sum", add_up, (value,), sums=True)
+
+    def sum_over_all(self, value: Value) -> Value:
+        """Add up all strips, in a tree."""
+        return self._record("all", "sum-all", add_up, (value,), sums=True)
+
+    def _record(
+        self,
+        place: Place,
+        name: str,
+        function: Callable[..., Any],
+        operands: tuple[Value, ...],
+        sums: bool = False,
+    ) -> Value:
+        result = Value(place, len(self.operations))
+        self.operations.append(Operation(result, name, function, operands, sums))
+        return result
+
+
+class HalfTrace(Trace):
+    """A trace with the inputs that a half-step of a solver starts from."""
+
+    def __init__(
+        self, axis: int, kernels: ModuleType, penalty: Ridge, round: int
+    ) -> None:
+        super().__init__()
+        self.axis = axis
+        self.kernels = kernels
+        self.penalty = penalty
+        self.round = round
+        self.block = self.input("block")
+        self.moving = self.input("strip")
+        self.previous = self.input("strip")
+        self.fixed = self.input("fixed")
+        self.counts = self.input("strip")
+
+
+def add_up(parts: list[Any], path: tuple[int, ...] = ()) -> Any:
+    """Add partial sums: arrays, numbers, or (named) tuples of them, item by item."""
+    parts = [follow(part, path) for part in parts]
+    first = parts[0]
+    if isinstance(first, tuple):
+        sums = [add_up(list(items)) for items in zip(*parts, strict=True)]
+        return type(first)(*sums) if hasattr(first, "_fields") else tuple(sums)
+    total = first
+    for k, part in enumerate(parts[1:]):
+        # The first sum is a new object, so the others may be added in place.
+        total = total + part if k == 0 else _add_in_place(total, part)
+    return total
+
+
+def follow(value: Any, path: tuple[int, ...]) -> Any:
+    for item in path:
+        value = value[item]
+    return value
+
+
+def _add_in_place(total: Any, part: Any) -> Any:
+    total += part
+    return total

@@ -1,0 +1,38 @@
+"""Pure functions on blocks: no Dask, no global state, no input is ever changed.
+
+`dense` and `sparse` define the same functions under the same names:
+
+===========  ======================================================================
+name         what it gives for one block
+===========  ======================================================================
+`gradient`   the gradient of the data term for the moving factor, and the loss
+`curvature`  the second derivatives of the loss in the plane of one or two moves
+`gram`       the matrices of the normal equations, one for each moving row
+`predict`    the approximation W H
+===========  ======================================================================
+
+Both halves of a round are one computation on X and on its transpose. So a kernel
+speaks of the *moving* factor, the one that a half-step updates, and of the *fixed*
+one. ``axis=0`` moves W (one row for each row of the block), ``axis=1`` moves H (one
+row for each column of the block: inside dmf, H is kept transposed, so that a strip of
+either factor is an array of shape (length, rank)).
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+
+def kernels_for(kind: str) -> ModuleType:
+    """Return the kernels for blocks of a kind, ``"dense"`` or ``"sparse"``.
+
+    The choice is made once a fit. The sparse kernels are imported when they are first
+    used, because Numba takes longer to import than all the rest.
+    """
+    if kind == "sparse":
+        from dmf.kernels import sparse
+
+        return sparse
+    from dmf.kernels import dense
+
+    return dense

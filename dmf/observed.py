@@ -1,0 +1,253 @@
+"""What counts as observed: NaN, masks, weights and the pattern of sparse matrices.
+
+Everything later works on blocks that this module has made, so the rules stand here
+once: an entry is observed if it isn't NaN, if the mask (where there is one) is positive
+there, and, in a sparse matrix, if it is stored.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from array_api_compat import array_namespace
+
+from dmf.kernels import dense
+from dmf.kernels.dense import DenseBlock
+
+if TYPE_CHECKING:
+    from dmf.kernels.sparse import SparseBlock
+
+Array = Any
+
+
+class Totals(NamedTuple):
+    """Sums over the observed entries of a block, or of many."""
+
+    entries: int
+    weight: float
+    sum_of_squares: float
+
+    @property
+    def mean_square(self) -> float:
+        """The weighted mean square of the observed entries; 0 if there are none."""
+        return self.sum_of_squares / self.weight if self.weight > 0 else 0.0
+
+
+def is_sparse(X: Any) -> bool:
+    """Return whether X is a scipy.sparse matrix or array."""
+    return type(X).__module__.startswith("scipy.sparse")
+
+
+def observe(
+    X: Array, mask: Array | None, dtype: Any, origin: tuple[int, int] = (0, 0)
+) -> DenseBlock | SparseBlock:
+    """Turn a part of X and of its mask into a block.
+
+    Parameters
+    ----------
+    X : array or scipy.sparse array, shape (p, q)
+    mask : array or scipy.sparse array, shape (p, q), or None
+        Bool, or weights ≥ 0. With a sparse X, sparse and of the same pattern.
+    dtype : float32 or float64
+    origin : (row, column)
+        Where the part begins in the whole matrix; messages name places in the whole.
+
+    Raises
+    ------
+    ValueError
+        An observed entry is infinite; a weight is negative, infinite or NaN; the
+        pattern of a sparse mask isn't that of X.
+    """
+    if is_sparse(X):
+        return _observe_sparse(X, mask, dtype, origin)
+    return _observe_dense(X, mask, dtype, origin)
+
+
+def observed_entries(X: Array, mask: Array | None) -> Array:
+    """Return where a dense X is observed, as a bool array of its shape."""
+    xp = array_namespace(X)
+    is_float = xp.isdtype(X.dtype, "real floating")
+    observed = ~xp.isnan(X) if is_float else xp.ones(X.shape, dtype=xp.bool)
+    if mask is None:
+        return observed
+    return observed & (mask if mask.dtype == xp.bool else mask > 0)
+
+
+def totals(block: DenseBlock | SparseBlock) -> Totals:
+    """Return the number of observed entries, their weight and weighted squares."""
+    values, weights = block.values, block.weights
+    xp = array_namespace(values)
+    if weights is None:
+        count = int(np.prod(values.shape))
+        squares = float(xp.sum(values * values, dtype=xp.float64))
+        return Totals(count, float(count), squares)
+    if weights.dtype == xp.bool:
+        count = int(xp.count_nonzero(weights))
+        squares = float(xp.sum(values * values, dtype=xp.float64))  # 0 if unobserved
+        return Totals(count, float(count), squares)
+    return Totals(
+        int(xp.count_nonzero(weights)),
+        float(xp.sum(weights, dtype=xp.float64)),
+        float(xp.sum(weights * values * values, dtype=xp.float64)),
+    )
+
+
+def counts(block: DenseBlock | SparseBlock, axis: int) -> Array:
+    """Return the number of observed entries of each row (axis 0) or column (axis 1).
+
+    Returns
+    -------
+    array of float64, shape (p,) or (q,)
+    """
+    weights = block.weights
+    if isinstance(block, DenseBlock):
+        xp = array_namespace(block.values)
+        if weights is None:
+            other = float(block.shape[1 - axis])
+            return xp.full((block.shape[axis],), other, dtype=xp.float64)
+        positive = weights if weights.dtype == xp.bool else weights > 0
+        return xp.astype(xp.count_nonzero(positive, axis=1 - axis), xp.float64)
+    positive = np.ones(block.values.shape) if weights is None else weights > 0
+    if axis == 1:
+        index = block.columns
+    else:
+        index = np.repeat(np.arange(block.shape[0]), np.diff(block.starts))
+    return np.bincount(index, positive, minlength=block.shape[axis]).astype(np.float64)
+
+
+def filled_dtype(dtype: Any) -> np.dtype[Any]:
+    """Return the dtype of an imputed X: its own if that can hold any real number."""
+    return np.dtype(dtype if np.dtype(dtype).kind == "f" else "float64")
+
+
+def fill_block(X: Array, mask: Array | None, W: Array, H: Array, dtype: Any) -> Array:
+    """Return a dense part of X with W H wherever nothing is observed.
+
+    Parameters
+    ----------
+    X : array or scipy.sparse array, shape (p, q)
+    mask : array or scipy.sparse array, shape (p, q), or None
+    W : array, shape (p, r)
+    H : array, shape (q, r)
+        Kept transposed, as everywhere inside dmf.
+    dtype : dtype of the result
+    """
+    if not is_sparse(X):
+        observed = observed_entries(X, mask)
+        return dense.fill(X.astype(dtype, copy=False), observed, W, H)
+    X = canonical_csr(X)
+    weights = None if mask is None else canonical_csr(mask).data
+    observed = observed_entries(X.data, weights)
+    rows = np.repeat(np.arange(X.shape[0]), np.diff(X.indptr))
+    result = (W @ H.T).astype(dtype, copy=False)
+    result[rows[observed], X.indices[observed]] = X.data[observed]
+    return result
+
+
+def _observe_dense(
+    X: Array, mask: Array | None, dtype: Any, origin: tuple[int, int]
+) -> DenseBlock:
+    xp = array_namespace(X)
+    if mask is not None:
+        _check_weights(mask, xp, origin)
+    observed = observed_entries(X, mask)
+    if xp.isdtype(X.dtype, "real floating"):
+        _check_finite(X, observed, xp, origin)
+    values = xp.astype(X, dtype, copy=False)
+    if bool(xp.all(observed)):
+        missing = False
+    else:
+        missing = True
+        values = xp.where(observed, values, xp.zeros_like(values))
+    if mask is None or mask.dtype == xp.bool or bool(xp.all((mask == 0) | (mask == 1))):
+        return DenseBlock(values, observed if missing else None)
+    weights = xp.astype(mask, dtype)
+    return DenseBlock(values, xp.where(observed, weights, xp.zeros_like(weights)))
+
+
+def _observe_sparse(
+    X: Any, mask: Any | None, dtype: Any, origin: tuple[int, int]
+) -> SparseBlock:
+    from dmf.kernels.sparse import SparseBlock
+
+    X = canonical_csr(X)
+    weights = None
+    if mask is not None:
+        mask = canonical_csr(mask)
+        same = np.array_equal(X.indptr, mask.indptr)
+        if not same or not np.array_equal(X.indices, mask.indices):
+            msg = (
+                "the mask of a sparse X must store the same entries as X "
+                f"(it stores {mask.nnz}, X stores {X.nnz}); leave what is unobserved "
+                "out of X, and give weights for the entries that X stores"
+            )
+            raise ValueError(msg)
+        _check_weights(mask.data, np, origin)
+        if not np.all(mask.data == 1):
+            weights = mask.data.astype(dtype)
+    observed = observed_entries(X.data, None if mask is None else mask.data)
+    if X.data.dtype.kind == "f" and not np.all(np.isfinite(X.data[observed])):
+        entry = int(np.flatnonzero(np.isinf(X.data) & observed)[0])
+        row = int(np.searchsorted(X.indptr, entry, side="right")) - 1
+        _refuse_infinite(row + origin[0], int(X.indices[entry]) + origin[1])
+    starts, columns, values = X.indptr, X.indices, X.data
+    if not np.all(observed):
+        kept = np.concatenate([[0], np.cumsum(observed)])
+        starts, columns, values = kept[starts], columns[observed], values[observed]
+        weights = None if weights is None else weights[observed]
+    return SparseBlock(
+        starts.astype(np.int64),
+        columns.astype(np.int32),
+        values.astype(dtype),
+        weights,
+        X.shape,
+    )
+
+
+def canonical_csr(X: Any) -> Any:
+    """Return a sparse X in compressed rows, sorted, duplicates added up.
+
+    Entries that are given twice are added, as everywhere in scipy.sparse.
+    """
+    result = X.tocsr()
+    if not result.has_canonical_format:
+        result = result.copy() if result is X else result
+        result.sum_duplicates()
+    return result
+
+
+def _check_weights(mask: Array, xp: Any, origin: tuple[int, int]) -> None:
+    if mask.dtype == xp.bool:
+        return
+    if xp.isdtype(mask.dtype, "real floating") and bool(xp.any(xp.isnan(mask))):
+        msg = (
+            "mask has NaN; use 0 (or False) for what is unobserved and a positive "
+            "weight (or True) for what is observed"
+        )
+        raise ValueError(msg)
+    if mask.size == 0:
+        return
+    smallest, largest = float(xp.min(mask)), float(xp.max(mask))
+    if smallest < 0 or largest == float("inf"):
+        bad = smallest if smallest < 0 else largest
+        msg = (
+            f"mask has the weight {bad:g}; weights must be finite and not negative, "
+            "0 for what is unobserved"
+        )
+        raise ValueError(msg)
+
+
+def _check_finite(X: Array, observed: Array, xp: Any, origin: tuple[int, int]) -> None:
+    infinite = xp.isinf(X) & observed
+    if bool(xp.any(infinite)):
+        rows, columns = xp.nonzero(infinite)
+        _refuse_infinite(int(rows[0]) + origin[0], int(columns[0]) + origin[1])
+
+
+def _refuse_infinite(row: int, column: int) -> None:
+    msg = (
+        f"X is infinite in row {row}, column {column}; replace the value, or mark it "
+        "as missing with NaN or in the mask"
+    )
+    raise ValueError(msg)

@@ -1,0 +1,82 @@
+"""The progress line of a fit."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+from typing import Any
+
+from dmf.result import Record
+
+
+class Progress:
+    """A line with round, objective, RMSE, ‖∇‖ and the time left at most.
+
+    Parameters
+    ----------
+    show : bool or None
+        None: only if standard error is a terminal.
+    max_rounds, restarts : int
+    """
+
+    def __init__(self, show: bool | None, max_rounds: int, restarts: int) -> None:
+        self._wanted = sys.stderr.isatty() if show is None else show
+        self._max_rounds = max_rounds
+        self._restarts = restarts
+        self._start = 0
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> Progress:
+        if self._wanted:
+            from rich.console import Console
+            from rich.progress import BarColumn, TextColumn
+            from rich.progress import Progress as Bar
+
+            self._bar = Bar(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=16),
+                TextColumn("{task.fields[line]}"),
+                console=Console(stderr=True),
+            )
+            self._bar.start()
+            self._task = self._bar.add_task("", total=self._max_rounds, line="loading")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def begin(self, start: int) -> None:
+        """Say which restart runs now."""
+        self._start = start
+
+    def show(self, record: Record) -> None:
+        """Draw a record."""
+        if self._bar is None:
+            return
+        left = record.seconds / record.round * (self._max_rounds - record.round)
+        name = "fit"
+        if self._restarts > 1:
+            name = f"start {self._start + 1}/{self._restarts}"
+        self._bar.update(
+            self._task,
+            description=name,
+            completed=record.round,
+            line=(
+                f"round {record.round}/{self._max_rounds}  "
+                f"objective {record.objective:.5g}  rmse {record.rmse:.4g}  "
+                f"‖∇‖ {record.gradient_norm_H:.2g}  at most {_clock(left)} left"
+            ),
+        )
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

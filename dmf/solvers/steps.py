@@ -1,0 +1,163 @@
+"""How far to go along the negative gradient −g and the previous move s."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from array_api_compat import array_namespace
+
+from dmf.solvers.base import Model
+from dmf.validation import check_real
+
+Array = Any
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A move of the same length in every round: η along −g/‖g‖.
+
+    With it, the factors can't settle closer to a minimum than about η.
+
+    Parameters
+    ----------
+    learning_rate : float
+        η > 0, in units of the factors.
+
+    Examples
+    --------
+    >>> from dmf import Constant, NormalizedGradient
+    >>> solver = NormalizedGradient(scope="global", step=Constant(0.05))
+    """
+
+    learning_rate: float
+    moves: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        check_real("learning_rate", self.learning_rate, positive=True)
+
+    def lengths(self, model: Model, round: int, tolerance: float) -> Array:
+        return _normalized(model, self.learning_rate)
+
+
+@dataclass(frozen=True)
+class Decay:
+    """A move that gets shorter: η / k^power along −g/‖g‖ in round k.
+
+    Parameters
+    ----------
+    learning_rate : float
+        η > 0, the length of the first move, in units of the factors.
+    power : float, default 0.5
+        Above 0. Up to 1 the lengths add up to infinity, so that any point can be
+        reached; above 1/2 their squares don't, so that the factors settle.
+
+    Examples
+    --------
+    >>> from dmf import Decay, NormalizedGradient
+    >>> solver = NormalizedGradient(scope="global", step=Decay(0.5, power=0.75))
+    """
+
+    learning_rate: float
+    power: float = 0.5
+    moves: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        check_real("learning_rate", self.learning_rate, positive=True)
+        check_real("power", self.power, positive=True)
+
+    def lengths(self, model: Model, round: int, tolerance: float) -> Array:
+        return _normalized(model, self.learning_rate / round**self.power)
+
+
+@dataclass(frozen=True)
+class Exact:
+    """The exact minimiser along −g: t = −⟨∇E, D⟩ / ⟨D, ∇²E D⟩, no parameter to tune.
+
+    The objective is quadratic in each factor, so that the minimiser is known and the
+    objective never rises.
+
+    Examples
+    --------
+    >>> from dmf import Exact, NormalizedGradient
+    >>> solver = NormalizedGradient(scope="global", step=Exact())
+    """
+
+    moves: ClassVar[int] = 1
+
+    def lengths(self, model: Model, round: int, tolerance: float) -> Array:
+        slopes = model.loss_slopes + model.penalty_slopes
+        curvature = model.loss_curvature + model.penalty_curvature
+        return _on_line(slopes, curvature)
+
+
+@dataclass(frozen=True)
+class Plane:
+    """The exact minimiser in the plane of −g and of the previous move s.
+
+    Both lengths come from a 2 × 2 system. If it is degenerate (in the first round,
+    or when s is parallel to g), the gradient is followed alone.
+
+    References
+    ----------
+    .. [1] A. Miele, J. W. Cantrell, "Study on a memory gradient method for the
+       minimization of functions", J. Optim. Theory Appl. 3 (1969), 459-470.
+
+    Examples
+    --------
+    >>> from dmf import NormalizedGradient, Plane
+    >>> NormalizedGradient(scope="row", step=Plane()) == NormalizedGradient()
+    True
+    """
+
+    moves: ClassVar[int] = 2
+
+    def lengths(self, model: Model, round: int, tolerance: float) -> Array:
+        slopes = model.loss_slopes + model.penalty_slopes
+        curvature = model.loss_curvature + model.penalty_curvature
+        xp = array_namespace(slopes)
+        b1, b2 = slopes[..., 0], slopes[..., 1]
+        c11, c12, c22 = (curvature[..., k] for k in range(3))
+        determinant = c11 * c22 - c12 * c12
+        regular = determinant > tolerance * c11 * c22
+        safe = xp.where(regular, determinant, xp.ones_like(determinant))
+        line = _on_line(slopes[..., :1], curvature[..., :1])[..., 0]
+        along_gradient = xp.where(regular, (c12 * b2 - c22 * b1) / safe, line)
+        along_move = (c12 * b1 - c11 * b2) / safe
+        along_move = xp.where(regular, along_move, xp.zeros_like(line))
+        return xp.stack([along_gradient, along_move], axis=-1)
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A move of η g, however long the gradient g is: `GradientDescent`'s step."""
+
+    learning_rate: float
+    moves: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        check_real("learning_rate", self.learning_rate, positive=True)
+
+    def lengths(self, model: Model, round: int, tolerance: float) -> Array:
+        xp = array_namespace(model.gradient)
+        return self.learning_rate * xp.ones_like(model.loss_slopes)
+
+
+# What NormalizedGradient takes.
+STEPS = (Constant, Decay, Exact, Plane)
+
+
+def _normalized(model: Model, length: float) -> Array:
+    """Return length / ‖g‖; 0 where the gradient vanishes."""
+    xp = array_namespace(model.gradient)
+    norm = xp.sqrt(model.gradient)
+    safe = xp.where(norm > 0, norm, xp.ones_like(norm))
+    return xp.where(norm > 0, length / safe, xp.zeros_like(norm))[..., None]
+
+
+def _on_line(slopes: Array, curvature: Array) -> Array:
+    """Return −b / c; 0 where there is no curvature, and so no slope either."""
+    xp = array_namespace(slopes)
+    curved = curvature > 0
+    safe = xp.where(curved, curvature, xp.ones_like(curvature))
+    return xp.where(curved, -slopes / safe, xp.zeros_like(slopes))
