@@ -8,9 +8,10 @@ from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from dmf.engine.arrays import factors
+from dmf.engine.arrays import strips_to_array
 from dmf.engine.data import is_dask, load
-from dmf.engine.rounds import Outcome, Penalties, run_rounds, start_state
+from dmf.engine.loop import Loop, Outcome
+from dmf.engine.rounds import Penalties, start_state
 from dmf.engine.runner import choose_runner
 from dmf.init import scale_for
 from dmf.penalties import Ridge
@@ -21,6 +22,7 @@ from dmf.validation import (
     check_integer,
     check_mask,
     check_matrix,
+    check_observed,
     check_rank,
     check_real,
 )
@@ -146,16 +148,17 @@ def factorize(
     with runner.session(), ExitStack() as stack:
         reload = partial(load, X, mask, rank, runner)
         data = reload()
+        check_observed(data.totals.weight, shape)
         penalties = _resolve(penalty, data.totals.mean_square**0.5)
         scale = scale_for(data.totals.mean_square, rank)
         bar = stack.enter_context(Progress(progress, max_rounds, restarts))
         outcomes: list[Outcome] = []
         for start in range(restarts):
             bar.begin(start)
-            outcome = run_rounds(
+            loop = Loop(
                 data,
                 reload,
-                start_state(data, rank, seed, start, scale, runner),
+                partial(start_state, rank=rank, seed=seed, start=start, scale=scale),
                 solver,
                 penalties,
                 runner,
@@ -164,22 +167,29 @@ def factorize(
                 check_every=check_every,
                 watch=partial(_watch, (bar.show, *callbacks)),
             )
+            outcome = loop.run()
+            data = loop.data  # loaded anew if workers were lost
             outcomes.append(outcome)
             cut_short = outcome.status.code in ("interrupted", "stopped")
             if cut_short:
                 break
         best = min(outcomes, key=_rank_of)
-        W, H = factors(data, best.state, is_dask(X), runner)
+        W, Ht = (
+            strips_to_array(
+                data, best.state.strips(axis), axis, rank, is_dask(X), runner
+            )
+            for axis in (0, 1)
+        )
     return Factorization(
         W=W,
-        H=H,
+        H=Ht.T,
         history=History(best.records, best.initial_objective),
         # A fit that was cut short says so, also when an earlier start was the better.
         status=outcomes[-1].status if cut_short else best.status,
         penalty=penalties,
         solver=solver,
         seed=seed,
-        objectives=tuple(_objective(outcome) for outcome in outcomes),
+        objectives=tuple(outcome.objective for outcome in outcomes),
     )
 
 
@@ -188,15 +198,9 @@ def _watch(callbacks: tuple[Callback, ...], record: Record) -> bool:
     return any([callback(record) is True for callback in callbacks])
 
 
-def _objective(outcome: Outcome) -> float:
-    records = outcome.records
-    return records[-1].objective if records else outcome.initial_objective
-
-
 def _rank_of(outcome: Outcome) -> float:
     """Order outcomes by their objective; one that never finished a round comes last."""
-    objective = _objective(outcome)
-    return math.inf if math.isnan(objective) else objective
+    return math.inf if math.isnan(outcome.objective) else outcome.objective
 
 
 def _resolve(penalty: Any, rms: float) -> Penalties:

@@ -144,9 +144,9 @@ _SENTENCES: dict[str, str] = {
         "get better ones"
     ),
     "diverged": (
-        "diverged in round {round}: the objective isn't finite any more, these are the "
-        "factors of the round before; lower the learning rate, or use "
-        "dmf.NormalizedGradient(), which needs none"
+        "diverged after round {round}, whose factors these are: then the objective was "
+        "no longer finite; lower the learning rate, or use dmf.NormalizedGradient(), "
+        "which needs none"
     ),
 }
 

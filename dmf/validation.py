@@ -91,6 +91,16 @@ def check_rank(rank: Any, shape: tuple[int, int]) -> int:
     return int(rank)
 
 
+def check_observed(weight: float, shape: tuple[int, int]) -> None:
+    """Refuse a matrix without a single observed entry."""
+    if weight <= 0:
+        msg = (
+            f"X of shape {shape} has no observed entry; check the mask, or which value "
+            "stands for missing (NaN in dense arrays, what isn't stored in sparse ones)"
+        )
+        raise ValueError(msg)
+
+
 def working_dtype(dtype: Any) -> Any:
     """Return the dtype to compute in: float32 for float16 and float32, else float64."""
     return np.dtype(WORKING_DTYPES.get(str(dtype), "float64"))

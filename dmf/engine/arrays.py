@@ -9,32 +9,34 @@ from typing import Any
 import numpy as np
 
 from dmf.engine.data import Data, is_dask
-from dmf.engine.rounds import State
 from dmf.engine.runner import Leaf, Runner, choose_runner
 from dmf.observed import fill_block, filled_dtype
 
 Array = Any
 
 
-def factors(
-    data: Data, state: State, lazy: bool, runner: Runner
-) -> tuple[Array, Array]:
-    """Return W (m, r) and H (r, n): Dask arrays if `lazy`, else NumPy."""
+def strips_to_array(
+    data: Data, strips: list[Leaf], axis: int, rank: int, lazy: bool, runner: Runner
+) -> Array:
+    """Return a factor, shape (length, rank), from what its last half-step returned.
+
+    Parameters
+    ----------
+    data : Data
+    strips : list of leaves
+        Each a tuple whose first item is the strip.
+    axis : {0, 1}
+        0 for W, 1 for H.
+    rank : int
+    lazy : bool
+        Whether to return a Dask array. Else the leaves must be values.
+    runner : Runner
+    """
     if not lazy:
-        W, H = (
-            np.concatenate([strip for strip, _ in runner.fetch(state.strips(axis))])
-            for axis in (0, 1)
-        )
-        return W, np.ascontiguousarray(H.T)
-    lengths = [
-        [len(data.grid.strip(axis, i)) for i in range(data.grid.shape[axis])]
-        for axis in (0, 1)
-    ]
-    first, *_ = runner.fetch(state.strips(0)[:1])
-    rank = first[0].shape[1]
-    W = _stack(state.strips(0), lengths[0], rank, data.dtype, item=True)
-    H = _stack(state.strips(1), lengths[1], rank, data.dtype, item=True)
-    return W, H.T
+        return np.concatenate([strip for strip, _ in strips])
+    leaves = strips if data.recomputable else runner.put(strips)
+    lengths = [len(data.grid.strip(axis, i)) for i in range(len(strips))]
+    return _stack(leaves, lengths, rank, data.dtype, item=True)
 
 
 def fill_lazily(X: Array, mask: Array | None, W: Array, H: Array) -> Array:

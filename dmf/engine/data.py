@@ -43,6 +43,8 @@ class Data:
         Over all observed entries.
     token : str
         Makes the names of all tasks on these data unique.
+    recomputable : bool
+        Whether Dask can make blocks anew that a dead worker took along.
     leaves : dict
         The blocks and the counts of each strip, by their keys.
     """
@@ -53,6 +55,7 @@ class Data:
     grid: Grid
     totals: Totals
     token: str
+    recomputable: bool
     leaves: dict[Key, Leaf] = field(repr=False)
 
     def block(self, axis: int) -> Place:
@@ -91,7 +94,7 @@ def load(X: Any, mask: Any | None, rank: int, runner: Runner) -> Data:
     Raises
     ------
     ValueError
-        Values or weights that `dmf.observed.observe` refuses; nothing observed at all.
+        Values or weights that `dmf.observed.observe` refuses.
     """
     token = uuid.uuid4().hex[:8]
     dtype = working_dtype(X.dtype)
@@ -102,12 +105,6 @@ def load(X: Any, mask: Any | None, rank: int, runner: Runner) -> Data:
         kind = "sparse" if is_sparse(X) else "dense"
         grid, leaves = _load_array(X, mask, rank, kind, dtype, token, runner)
     summary, total = _count(grid, leaves, token, runner)
-    if total.weight <= 0:
-        msg = (
-            f"X of shape {tuple(X.shape)} has no observed entry; check the mask, or "
-            "which value stands for missing (NaN in dense arrays)"
-        )
-        raise ValueError(msg)
     return Data(
         shape=tuple(X.shape),
         dtype=dtype,
@@ -115,6 +112,7 @@ def load(X: Any, mask: Any | None, rank: int, runner: Runner) -> Data:
         grid=grid,
         totals=total,
         token=token,
+        recomputable=is_dask(X) and (mask is None or is_dask(mask)),
         leaves=leaves | summary,
     )
 
@@ -258,7 +256,7 @@ def _count(
             (counted, whole),
             (grid.shape[axis], grid.shape[1 - axis]),
             f"{'WH'[axis]}-{token}",
-            0,
+            (),
         )
         graph.update(lowering.graph)
         place = lowering.find(counted[0])

@@ -75,8 +75,8 @@ class Lowering:
     shape : (strips, blocks in each strip)
     label : str
         Ends the tasks' names, which people read on a dashboard: "update-W-1f3c".
-    round : int
-        Makes the keys of each round different.
+    prefix : tuple
+        Makes the keys different from those of other rounds.
 
     Attributes
     ----------
@@ -91,12 +91,12 @@ class Lowering:
         outputs: tuple[Value, ...],
         shape: tuple[int, int],
         label: str,
-        round: int,
+        prefix: tuple[Hashable, ...],
     ) -> None:
         self.graph: Graph = {}
         self._strips, self._blocks = shape
         self._label = label
-        self._round = round
+        self._prefix = prefix
         self._found = {value.number: place for value, place in inputs.items()}
         for stage in _stages(trace.operations, fused=self._blocks == 1):
             later = {v.number for v in outputs}
@@ -208,7 +208,7 @@ class Lowering:
         return keys
 
     def _head(self, op: Operation) -> tuple[Hashable, ...]:
-        return (f"{op.name}-{self._label}", self._round, op.result.number)
+        return (f"{op.name}-{self._label}", *self._prefix, op.result.number)
 
 
 def _stages(operations: list[Operation], fused: bool) -> Iterator[list[Operation]]:

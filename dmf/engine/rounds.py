@@ -1,67 +1,71 @@
-"""Rounds: a half-step on W, then one on H, until it's time to stop."""
+"""A round as tasks: a half-step on W, then one on H."""
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from dmf.engine.data import Data
 from dmf.engine.lower import Graph, Lowering, Place
-from dmf.engine.runner import Leaf, Runner, WorkersLost
+from dmf.engine.runner import Leaf, Runner
 from dmf.engine.trace import HalfTrace
 from dmf.init import random_strip
 from dmf.penalties import Ridge
-from dmf.result import Record, Status
-from dmf.solvers.base import Report, Solver
+from dmf.solvers.base import Solver
 
 Key = Hashable
 Penalties = tuple[Ridge, Ridge]
-
-# Rounds after which the factors of a fit on a cluster are kept on this side too: what
-# dead workers took along is then computed again from there.
-SNAPSHOT_EVERY = 10
-# How often in a row a round may be tried on a cluster that keeps losing workers.
-MAX_RECOVERIES = 5
+Strips = tuple[Key, ...]  # the keys of a factor's strips
 
 
 @dataclass(frozen=True)
 class State:
-    """The factors after a round, strip by strip, where the tasks run.
+    """The factors of a start after a round, strip by strip, where the tasks run.
 
     A strip is stored as the solver's last task returned it: a tuple whose first item
     is the strip of the factor. `current` and `previous` hold the strips' keys for W
     and for H; the previous factor is what the last move is measured from.
     """
 
+    start: int
     round: int
-    current: tuple[tuple[Key, ...], tuple[Key, ...]]
-    previous: tuple[tuple[Key, ...], tuple[Key, ...]]
+    current: tuple[Strips, Strips]
+    previous: tuple[Strips, Strips]
     leaves: dict[Key, Leaf] = field(repr=False)
+
+    def restored(self, leaves: list[Leaf], token: str) -> State:
+        """Return the same state under new keys: the scheduler may remember the old."""
+        names = {
+            key: (f"restored-{token}", self.start, k)
+            for k, key in enumerate(self.leaves)
+        }
+
+        def renamed(factors: tuple[Strips, Strips]) -> tuple[Strips, Strips]:
+            W, H = (tuple(names[key] for key in strips) for strips in factors)
+            return W, H
+
+        return State(
+            self.start,
+            self.round,
+            renamed(self.current),
+            renamed(self.previous),
+            dict(zip(names.values(), leaves, strict=True)),
+        )
 
     def strips(self, axis: int) -> list[Leaf]:
         return [self.leaves[key] for key in self.current[axis]]
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What the loop leaves behind."""
-
-    state: State
-    records: tuple[Record, ...]
-    initial_objective: float
-    status: Status
-
-
 def start_state(
-    data: Data, rank: int, seed: int, start: int, scale: float, runner: Runner
+    data: Data, runner: Runner, *, rank: int, seed: int, start: int, scale: float
 ) -> State:
     """Return random factors; rows and columns without observed entries are 0."""
     graph: Graph = dict(data.leaves)
-    keys: list[tuple[Key, ...]] = []
+    keys: list[Strips] = []
     for axis in (0, 1):
         counts = data.counts(axis)
         name = f"start-{'WH'[axis]}-{data.token}"
@@ -77,7 +81,7 @@ def start_state(
         keys.append(tuple(strips))
     current = (keys[0], keys[1])
     leaves = runner.run(graph, [*keys[0], *keys[1]])
-    return State(0, current, current, leaves)
+    return State(start, 0, current, current, leaves)
 
 
 def _start_strip(draw: Callable[[], Any], counts: Any) -> tuple[Any, None]:
@@ -85,6 +89,11 @@ def _start_strip(draw: Callable[[], Any], counts: Any) -> tuple[Any, None]:
     # The least that any penalty allows, and what no gradient will ever move.
     strip[counts == 0] = 0
     return strip, None
+
+
+def zero_strip(length: int, rank: int, dtype: Any) -> tuple[Any, None]:
+    """Return a strip of zeros, as a half-step expects it."""
+    return np.zeros((length, rank), dtype=dtype), None
 
 
 def build_rounds(
@@ -117,31 +126,23 @@ def build_rounds(
     for round in range(state.round + 1, state.round + number + 1):
         totals = []
         for axis in (0, 1):
-            half = HalfTrace(axis, data.kernels, penalties[axis], round)
-            updated = solver.half_step(half)
-            total = half.sum_over_all(updated[1])
-            inputs = {
-                half.block: data.block(axis),
-                half.counts: data.counts(axis),
-                half.moving: Place(partial(_own, current[axis]), (0,)),
-                half.previous: Place(partial(_own, previous[axis]), (0,)),
-                half.fixed: Place(partial(_other, current[1 - axis]), (0,)),
-            }
-            lowering = Lowering(
-                half,
-                inputs,
-                (updated, total),
-                (data.grid.shape[axis], data.grid.shape[1 - axis]),
-                f"{'WH'[axis]}-{data.token}",
-                round,
+            tasks, moved, total = build_half(
+                data,
+                solver,
+                penalties[axis],
+                axis=axis,
+                moving=current[axis],
+                previous=previous[axis],
+                fixed=current[1 - axis],
+                round=round,
+                start=state.start,
             )
-            graph.update(lowering.graph)
-            moved = lowering.find(updated)
-            previous[axis] = current[axis]
-            current[axis] = tuple(moved.key(i, 0) for i in range(data.grid.shape[axis]))
-            totals.append(lowering.find(total).key(0, 0))
+            graph.update(tasks)
+            previous[axis], current[axis] = current[axis], moved
+            totals.append(total)
         reports.append((totals[0], totals[1]))
     after = State(
+        state.start,
         state.round + number,
         (current[0], current[1]),
         (previous[0], previous[1]),
@@ -150,173 +151,59 @@ def build_rounds(
     return graph, after, reports
 
 
-def _own(keys: tuple[Key, ...], strip: int, other: int) -> Key:
-    return keys[strip]
-
-
-def _other(keys: tuple[Key, ...], strip: int, other: int) -> Key:
-    return keys[other]
-
-
-def run_rounds(
+def build_half(
     data: Data,
-    reload: Callable[[], Data],
-    state: State,
     solver: Solver,
-    penalties: Penalties,
-    runner: Runner,
+    penalty: Ridge,
     *,
-    max_rounds: int,
-    tol: float,
-    check_every: int,
-    watch: Callable[[Record], bool],
-) -> Outcome:
-    """Run rounds until the fit has converged, or something else ends it.
+    axis: int,
+    moving: Strips,
+    previous: Strips,
+    fixed: Strips,
+    round: int,
+    start: int,
+) -> tuple[Graph, Strips, Key]:
+    """Return the tasks of a half-step, the keys of the moved strips, and the report's.
 
     Parameters
     ----------
     data : Data
-    reload : callable
-        Brings the data anew to workers that have lost them.
-    state : State
     solver : Solver
-    penalties : (for W, for H)
-    runner : Runner
-    max_rounds : int
-    tol : float
-        Converged: a round changes the objective by less than this share of it.
-    check_every : int
-        Rounds in one graph.
-    watch : callable
-        Sees each record; True stops the fit.
+    penalty : Ridge
+        On the moving factor.
+    axis : {0, 1}
+        0 when W moves, 1 when H moves.
+    moving, previous, fixed : tuple of keys
+        The strips of the moving factor, now and before its last move, and of the other.
+    round, start : int
+        Make the tasks' keys different from those of other rounds and restarts.
     """
-    records: list[Record] = []
-    initial = math.nan
-    began = time.perf_counter()
-    safe = Snapshot(state, runner)
-    recoveries = 0
-    status = Status("max_rounds", max_rounds)
-    try:
-        while state.round < max_rounds:
-            number = min(check_every, max_rounds - state.round)
-            try:
-                after, reports = _advance(
-                    data, state, solver, penalties, runner, number
-                )
-            except WorkersLost:
-                recoveries += 1
-                if recoveries > MAX_RECOVERIES:
-                    raise
-                data = reload()
-                state = safe.restore(data, runner)
-                continue
-            recoveries = 0
-            seconds = time.perf_counter() - began
-            fresh = [
-                _record(data, W, H, state.round + k + 1, seconds)
-                for k, (W, H) in enumerate(reports)
-            ]
-            if not records:
-                W, H = reports[0]
-                initial = W.loss_before + W.penalty_before + H.penalty_before
-            if not all(math.isfinite(record.objective) for record in fresh):
-                status = Status("diverged", state.round + 1)
-                break
-            state = after
-            # Rounds that are run again after a loss give the same records again.
-            fresh = [record for record in fresh if record.round > len(records)]
-            last = records[-1].objective if records else initial
-            records.extend(fresh)
-            stop = [watch(record) for record in fresh]
-            if any(stop):
-                status = Status("stopped", state.round)
-                break
-            if _converged(fresh, last, tol, data):
-                status = Status("converged", state.round, tol)
-                break
-            safe.update(state, runner)
-    except KeyboardInterrupt:
-        status = Status("interrupted", state.round)
-    return Outcome(state, tuple(records[: state.round]), initial, status)
-
-
-def _advance(
-    data: Data,
-    state: State,
-    solver: Solver,
-    penalties: Penalties,
-    runner: Runner,
-    number: int,
-) -> tuple[State, list[tuple[Report, Report]]]:
-    graph, after, reports = build_rounds(data, state, solver, penalties, number)
-    kept = {key for keys in (*after.current, *after.previous) for key in keys}
-    wanted = [key for pair in reports for key in pair]
-    leaves = runner.run(graph, [*kept, *wanted])
-    told = runner.fetch([leaves.pop(key) for key in wanted])
-    pairs = list(zip(told[::2], told[1::2], strict=True))
-    return replace(after, leaves=leaves), pairs
-
-
-def _record(data: Data, W: Report, H: Report, round: int, seconds: float) -> Record:
-    loss = max(H.loss, 0.0)  # rounding may take a loss of nothing below 0
-    return Record(
-        round=round,
-        objective=loss + W.penalty + H.penalty,
-        rmse=math.sqrt(2 * loss / data.totals.weight),
-        gradient_norm_W=math.sqrt(W.gradient),
-        gradient_norm_H=math.sqrt(H.gradient),
-        step_W=_share(W.move, W.factor),
-        step_H=_share(H.move, H.factor),
-        plane_W=W.in_plane / W.rows,
-        plane_H=H.in_plane / H.rows,
-        seconds=seconds,
+    half = HalfTrace(axis, data.kernels, penalty, round)
+    updated = solver.half_step(half)
+    total = half.sum_over_all(updated[1])
+    strips, blocks = data.grid.shape[axis], data.grid.shape[1 - axis]
+    lowering = Lowering(
+        half,
+        inputs={
+            half.block: data.block(axis),
+            half.counts: data.counts(axis),
+            half.moving: Place(partial(_own, moving), (0,)),
+            half.previous: Place(partial(_own, previous), (0,)),
+            half.fixed: Place(partial(_other, fixed), (0,)),
+        },
+        outputs=(updated, total),
+        shape=(strips, blocks),
+        label=f"{'WH'[axis]}-{data.token}",
+        prefix=(start, round),
     )
+    place = lowering.find(updated)
+    moved = tuple(place.key(i, 0) for i in range(strips))
+    return lowering.graph, moved, lowering.find(total).key(0, 0)
 
 
-def _share(move: float, factor: float) -> float:
-    return math.sqrt(move / factor) if factor > 0 else 0.0
+def _own(keys: Strips, strip: int, other: int) -> Key:
+    return keys[strip]
 
 
-def _converged(records: list[Record], before: float, tol: float, data: Data) -> bool:
-    # Below a few times the rounding of X there is nothing to gain any more.
-    floor = 10 * _epsilon(data) * math.sqrt(data.totals.mean_square)
-    for record in records:
-        change = abs(before - record.objective)
-        if change < tol * record.objective or record.rmse <= floor:
-            return True
-        before = record.objective
-    return False
-
-
-def _epsilon(data: Data) -> float:
-    import numpy as np
-
-    return float(np.finfo(data.dtype).eps)
-
-
-class Snapshot:
-    """The factors of an earlier round, on this side of the network.
-
-    On threads there is nothing to lose, and nothing is kept.
-    """
-
-    def __init__(self, start: State, runner: Runner) -> None:
-        self._state = start
-        self._values: dict[Key, Any] = {}
-        self._keep(start, runner)
-
-    def update(self, state: State, runner: Runner) -> None:
-        """Keep the factors, if enough rounds have gone by."""
-        if state.round - self._state.round >= SNAPSHOT_EVERY:
-            self._keep(state, runner)
-
-    def restore(self, data: Data, runner: Runner) -> State:
-        """Bring the factors back to the workers."""
-        leaves = runner.put(list(self._values.values()))
-        return replace(self._state, leaves=dict(zip(self._values, leaves, strict=True)))
-
-    def _keep(self, state: State, runner: Runner) -> None:
-        if runner.remote:
-            values = runner.fetch(list(state.leaves.values()))
-            self._values = dict(zip(state.leaves, values, strict=True))
-            self._state = state
+def _other(keys: Strips, strip: int, other: int) -> Key:
+    return keys[other]

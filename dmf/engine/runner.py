@@ -136,7 +136,7 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except CancelledError as error:
-        msg = "workers of the cluster were lost, and data with them"
+        msg = "workers of the cluster were lost, and data with them; run it again"
         raise WorkersLost(msg) from error
 
 

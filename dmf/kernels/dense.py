@@ -141,9 +141,10 @@ def gram(block: DenseBlock, fixed: Array, axis: int) -> Array:
     result = xp.zeros((length, rank * rank), dtype=fixed.dtype)
     step = max(1, TILE_BYTES // (rank * rank * 8))
     for start in range(0, fixed.shape[0], step):
-        part = fixed[start : start + step, :]
+        rows = slice(start, min(start + step, fixed.shape[0]))
+        part = fixed[rows, :]
         outer = xp.reshape(part[:, :, None] * part[:, None, :], (-1, rank * rank))
-        result += xp.astype(weights[:, start : start + step], fixed.dtype) @ outer
+        result += xp.astype(weights[:, rows], fixed.dtype) @ outer
     return xp.reshape(result, (length, rank, rank))
 
 
@@ -194,7 +195,8 @@ PAIRS = {1: 1, 2: 3}
 def _tiles(block: DenseBlock) -> Iterator[slice]:
     p, q = block.shape
     smallest, largest = TILE_ROWS
-    row_bytes = max(1, q * block.values.dtype.itemsize)
+    xp = array_namespace(block.values)
+    row_bytes = max(1, q * xp.finfo(block.values.dtype).bits // 8)
     step = min(max(TILE_BYTES // row_bytes, smallest), largest)
     for start in range(0, p, step):
         yield slice(start, min(start + step, p))

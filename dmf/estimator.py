@@ -1,0 +1,202 @@
+"""MatrixFactorization: `factorize` and `impute` as a scikit-learn estimator."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self
+
+from sklearn.base import (
+    BaseEstimator,
+    ClassNamePrefixFeaturesOutMixin,
+    TransformerMixin,
+)
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from dmf._factorize import Penalty, factorize
+from dmf.engine.data import is_dask
+from dmf.engine.fold import fold_in_rows
+from dmf.engine.runner import choose_runner
+from dmf.solvers import Solver
+from dmf.validation import check_mask, check_matrix
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+Array = Any
+
+
+class MatrixFactorization(
+    ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
+):
+    """Masked matrix factorization, scikit-learn style.
+
+    Rows are samples, columns are features: `transform` returns the factors W of rows,
+    `components_` are H.
+
+    Parameters
+    ----------
+    rank : int, default 10
+        The number of components, at most the smaller side of X.
+    penalty, solver, restarts, max_rounds, tol, seed, client, progress
+        As in `factorize`.
+
+    Attributes
+    ----------
+    components_ : array, shape (rank, n_features)
+        H.
+    factorization_ : Factorization
+        The whole result of the fit: history, status, penalties.
+    n_iter_ : int
+        The number of rounds.
+    n_features_in_ : int
+        The number of columns of X.
+
+    See Also
+    --------
+    factorize, impute : what this class calls.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from dmf import MatrixFactorization
+    >>> X = np.outer([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 1.0])
+    >>> X[0, 1] = np.nan
+    >>> model = MatrixFactorization(rank=1).fit(X)
+    >>> W = model.transform(X)
+    >>> W.shape, model.inverse_transform(W).shape
+    ((4, 1), (4, 3))
+    """
+
+    def __init__(
+        self,
+        rank: int = 10,
+        *,
+        penalty: Penalty | tuple[Penalty, Penalty] | str = "auto",
+        solver: Solver | None = None,
+        restarts: int = 1,
+        max_rounds: int = 200,
+        tol: float = 1e-4,
+        seed: int = 0,
+        client: Client | None = None,
+        progress: bool | None = False,
+    ) -> None:
+        self.rank = rank
+        self.penalty = penalty
+        self.solver = solver
+        self.restarts = restarts
+        self.max_rounds = max_rounds
+        self.tol = tol
+        self.seed = seed
+        self.client = client
+        self.progress = progress
+
+    def fit(self, X: Array, y: None = None, *, mask: Array | None = None) -> Self:
+        """Factorize X.
+
+        Parameters
+        ----------
+        X : array-like or sparse, shape (n_samples, n_features)
+            NumPy, scipy.sparse or Dask; a data frame is taken as an array. NaN, or not
+            being stored, means missing.
+        y : ignored
+        mask : array, shape (n_samples, n_features), optional
+            As in `factorize`.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As in `factorize`.
+        """
+        X = self._checked(X, reset=True)
+        self.factorization_ = factorize(
+            X,
+            self.rank,
+            mask=mask,
+            penalty=self.penalty,
+            solver=self.solver,
+            restarts=self.restarts,
+            max_rounds=self.max_rounds,
+            tol=self.tol,
+            seed=self.seed,
+            client=self.client,
+            progress=self.progress,
+        )
+        self.components_ = self.factorization_.H
+        self.n_iter_ = len(self.factorization_.history)
+        return self
+
+    def transform(self, X: Array, *, mask: Array | None = None) -> Array:
+        """Return the factors of rows, each the exact minimiser against the fitted H.
+
+        Parameters
+        ----------
+        X : array-like or sparse, shape (n_samples, n_features)
+            The rows that were fitted, or new ones; missing as in `fit`.
+        mask : array, shape (n_samples, n_features), optional
+
+        Returns
+        -------
+        array, shape (n_samples, rank)
+            A Dask array if X is one, else NumPy. A row without observed entries is 0.
+        """
+        check_is_fitted(self)
+        X = self._checked(X, reset=False)
+        if mask is not None:
+            check_mask(X, mask)
+        penalty, _ = self.factorization_.penalty
+        runner = choose_runner(self.client)
+        with runner.session():
+            return fold_in_rows(X, mask, self.components_, penalty, runner)
+
+    def fit_transform(
+        self, X: Array, y: None = None, *, mask: Array | None = None
+    ) -> Array:
+        """Fit, and return the factors of the rows: ``fit(X).transform(X)``."""
+        return self.fit(X, mask=mask).transform(X, mask=mask)
+
+    def inverse_transform(self, W: Array) -> Array:
+        """Return W H, the approximation of the rows that W belongs to.
+
+        Parameters
+        ----------
+        W : array, shape (n_samples, rank)
+
+        Returns
+        -------
+        array, shape (n_samples, n_features)
+            Predictions for all entries, observed or not; use `impute` to keep what is
+            observed.
+        """
+        check_is_fitted(self)
+        return W @ self.components_
+
+    @property
+    def _n_features_out(self) -> int:
+        return int(self.components_.shape[0])
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        tags.input_tags.sparse = True
+        return tags
+
+    def _checked(self, X: Array, *, reset: bool) -> Array:
+        """Check the number (and names) of the features; dmf checks the rest."""
+        if not is_dask(X):
+            return validate_data(
+                self,
+                X,
+                reset=reset,
+                accept_sparse=True,
+                dtype=None,
+                ensure_all_finite=False,
+            )
+        _, columns = check_matrix("X", X)
+        if reset:
+            self.n_features_in_ = columns
+        elif columns != self.n_features_in_:
+            msg = (
+                f"X has {columns} columns, but the model was fitted on "
+                f"{self.n_features_in_}; transform rows of the same columns"
+            )
+            raise ValueError(msg)
+        return X

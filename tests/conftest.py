@@ -1,0 +1,54 @@
+"""Fixtures: real data, a cluster for the whole session, Hypothesis profiles."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+settings.register_profile("default", max_examples=40, deadline=None)
+settings.register_profile("thorough", max_examples=400, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Any:
+    """Return a function that loads a file of the real data sets by its name."""
+    root = Path(__file__).parent.parent
+    folder = Path(os.environ.get("DMF_DATA", root.parent / "shared" / "data"))
+
+    def load(name: str) -> dict[str, Any]:
+        path = folder / name
+        if not path.exists():
+            if os.environ.get("CI"):
+                pytest.fail(f"{name} is missing: CI must have the real data")
+            pytest.skip(f"{path} isn't there; set DMF_DATA to the folder with the data")
+        with np.load(path) as archive:
+            return dict(archive)
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Any]:
+    """A LocalCluster with two worker processes of one thread each."""
+    from distributed import LocalCluster
+
+    with LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address=None
+    ) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def client(cluster: Any) -> Iterator[Any]:
+    """A client of the session's cluster, active while the test runs."""
+    from distributed import Client
+
+    with Client(cluster) as client:
+        yield client

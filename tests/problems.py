@@ -1,0 +1,89 @@
+"""Problems and independent formulas that the tests share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+Array = Any
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A matrix with missing entries, in all the forms that dmf takes.
+
+    `truth` is complete; `mask` is the bool pattern of what is observed, `weights` the
+    same with weights, `start` a pair of random factors (W, H with H kept transposed).
+    """
+
+    truth: Array
+    mask: Array
+    weights: Array
+    start: tuple[Array, Array]
+
+    @property
+    def nan(self) -> Array:
+        return np.where(self.mask, self.truth, np.nan).astype(self.truth.dtype)
+
+    def sparse(self, values: Array | None = None) -> Any:
+        values = self.truth if values is None else values
+        return sp.csr_array(
+            (values[self.mask], np.nonzero(self.mask)), shape=self.truth.shape
+        )
+
+
+def low_rank(
+    m: int = 30,
+    n: int = 20,
+    rank: int = 3,
+    observed: float = 0.6,
+    noise: float = 0.1,
+    seed: int = 0,
+    dtype: Any = np.float64,
+) -> Problem:
+    """Return a random problem of low rank with noise."""
+    rng = np.random.default_rng(seed)
+    truth = rng.standard_normal((m, rank)) @ rng.standard_normal((rank, n))
+    truth += noise * rng.standard_normal((m, n))
+    mask = rng.random((m, n)) < observed
+    weights = np.where(mask, rng.uniform(0.2, 3.0, (m, n)), 0.0)
+    start = (rng.standard_normal((m, rank)), rng.standard_normal((n, rank)))
+    W, H = (factor.astype(dtype) for factor in start)
+    return Problem(truth.astype(dtype), mask, weights.astype(dtype), (W, H))
+
+
+def power_law(
+    m: int, n: int, stored: int, rank: int, noise: float = 0.1, seed: int = 0
+) -> Any:
+    """Return a sparse float32 matrix whose rows and columns are observed unevenly."""
+    rng = np.random.default_rng(seed)
+
+    def draw(length: int) -> Array:
+        share = np.arange(1, length + 1.0) ** -0.8
+        chosen = rng.choice(length, int(1.4 * stored), p=share / share.sum())
+        return rng.permutation(length)[chosen]
+
+    places = np.unique(draw(m).astype(np.int64) * n + draw(n))
+    places = rng.permutation(places)[:stored]
+    rows, columns = places // n, places % n
+    W = rng.standard_normal((m, rank))
+    H = rng.standard_normal((n, rank))
+    values = np.einsum("ij,ij->i", W[rows], H[columns])
+    values += noise * rng.standard_normal(len(rows))
+    return sp.csr_array((values.astype(np.float32), (rows, columns)), shape=(m, n))
+
+
+def objective(
+    X: Array, M: Array, W: Array, H: Array, ridge: tuple[Array | float, Array | float]
+) -> float:
+    """Return ½ Σ M (W H − X)² + ½ Σ λ_i ‖w_i‖² + ½ Σ λ_j ‖h_j‖², written plainly.
+
+    `H` is (r, n) as users see it; `X` may hold anything where `M` is 0.
+    """
+    residual = np.where(M > 0, W @ H - np.where(M > 0, X, 0), 0)
+    for_W = ridge[0] * np.sum(W**2, axis=1)
+    for_H = ridge[1] * np.sum(H**2, axis=0)
+    return 0.5 * float(np.sum(M * residual**2) + np.sum(for_W) + np.sum(for_H))
