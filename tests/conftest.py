@@ -34,6 +34,12 @@ def real_data() -> Any:
     return load
 
 
+@pytest.fixture
+def keep_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make one block of each chunk, however many and small the chunks are."""
+    monkeypatch.setattr("dmf.engine.data.KEEP_CHUNKS", 10**9)
+
+
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Any]:
     """A LocalCluster with two worker processes of one thread each."""

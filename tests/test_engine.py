@@ -1,0 +1,313 @@
+"""The engine: plans, tasks, sums, and the same bits whatever runs them."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import dmf
+from dmf.engine import grid, lower
+from dmf.engine.data import load
+from dmf.engine.grid import (
+    balanced_bounds,
+    blocks_for,
+    even_bounds,
+    merged_bounds,
+)
+from dmf.engine.lower import Lowering, Place
+from dmf.engine.rounds import State, build_rounds, start_state
+from dmf.engine.runner import Tasks, Threads
+from dmf.engine.trace import Trace, add_up
+from tests.problems import low_rank, power_law
+
+RIDGE = dmf.Ridge(0.1)
+
+
+def refuse(*args: Any, **kwargs: Any) -> Any:
+    msg = "something was computed"
+    raise AssertionError(msg)
+
+
+def prepared(P: int, Q: int, rank: int = 2) -> tuple[Any, State]:
+    """Return data on a grid of P × Q blocks, and a start."""
+    problem = low_rank(m=4 * P, n=3 * Q, rank=2)
+    X = da.from_array(problem.nan, chunks=(4, 3))
+    runner = Threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dmf.engine.data.KEEP_CHUNKS", 10**9)
+        data = load(X, None, rank, runner)
+    assert data.grid.shape == (P, Q)
+    state = start_state(data, runner, rank=rank, seed=0, start=0, scale=0.5)
+    return data, state
+
+
+# ---------------------------------------------------------------- the plan
+
+
+@given(
+    m=st.integers(1, 10**7),
+    n=st.integers(1, 10**7),
+    stored=st.integers(1, 10**10),
+    rank=st.integers(1, 200),
+    kind=st.sampled_from(["dense", "sparse"]),
+)
+def test_plan_fits_the_matrix(
+    m: int, n: int, stored: int, rank: int, kind: str
+) -> None:
+    P, Q = blocks_for((m, n), min(stored, m * n), rank, kind)
+    assert 1 <= P <= m
+    assert 1 <= Q <= n
+
+
+def test_plan_grows_with_the_work_but_more_slowly() -> None:
+    def count(stored: int) -> int:
+        P, Q = blocks_for((10**6, 10**5), stored, 32, "sparse")
+        return P * Q
+
+    assert count(10**5) == 1
+    assert 2 <= count(10**6) <= 8
+    assert 16 <= count(33 * 10**6) <= 64
+    assert 1000 <= count(30 * 10**9) <= 4000
+    # Tall matrices are cut into rows: then a half-step on W is one task a strip.
+    assert blocks_for((10**6, 10**3), 10**6, 32, "sparse")[1] == 1
+    assert blocks_for((10**3, 10**6), 10**6, 32, "sparse")[0] == 1
+
+
+@given(
+    counts=st.lists(st.integers(0, 100), min_size=1, max_size=60),
+    parts=st.integers(1, 20),
+)
+def test_bounds_cover_everything_and_no_strip_is_empty(
+    counts: list[int], parts: int
+) -> None:
+    parts = min(parts, len(counts))
+    for bounds in (
+        balanced_bounds(np.array(counts), parts),
+        even_bounds(len(counts), parts),
+    ):
+        assert bounds[0] == 0
+        assert bounds[-1] == len(counts)
+        assert len(bounds) == parts + 1
+        assert np.all(np.diff(bounds) > 0)
+
+
+def test_balanced_bounds_balance() -> None:
+    counts = np.arange(1000) ** 2
+    bounds = balanced_bounds(counts, 7)
+    sums = np.add.reduceat(counts, bounds[:-1])
+    assert sums.max() < 1.01 * sums.mean()
+
+
+@given(
+    chunks=st.lists(st.integers(1, 50), min_size=1, max_size=60),
+    parts=st.integers(1, 20),
+)
+def test_merged_bounds_are_made_of_whole_chunks(chunks: list[int], parts: int) -> None:
+    bounds = merged_bounds(tuple(chunks), parts)
+    assert bounds[0] == 0
+    assert bounds[-1] == sum(chunks)
+    assert len(bounds) <= parts + 1 or len(bounds) == len(chunks) + 1
+    assert np.all(np.diff(bounds) > 0)
+    assert set(bounds) <= {0, *np.cumsum(chunks).tolist()}
+
+
+def test_chunks_are_kept_unless_there_are_far_too_many() -> None:
+    X = da.zeros((400, 400), chunks=(100, 400))
+    assert load(X, None, 2, Threads()).grid.shape == (4, 1)
+    X = da.zeros((400, 400), chunks=(10, 10))
+    assert load(X, None, 2, Threads()).grid.shape == (1, 1)
+
+
+# ---------------------------------------------------------------- tasks
+
+
+def test_building_rounds_computes_nothing() -> None:
+    data, state = prepared(3, 2)
+    with dask.config.set(scheduler=refuse):
+        for solver in (dmf.NormalizedGradient(), dmf.AlternatingLeastSquares()):
+            graph, _, _ = build_rounds(data, state, solver, (RIDGE, RIDGE), 2)
+            assert len(graph) > 20
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
+        dmf.NormalizedGradient(),
+        dmf.NormalizedGradient("global", dmf.Plane()),
+        dmf.GradientDescent(1e-3),
+        dmf.AlternatingLeastSquares(),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    ("P", "Q"), [(1, 1), (2, 1), (1, 3), (2, 2), (4, 3), (16, 1), (16, 16), (5, 12)]
+)
+def test_tasks_a_round_are_few(solver: Any, P: int, Q: int) -> None:
+    data, state = prepared(P, Q)
+    graph, _, _ = build_rounds(data, state, solver, (RIDGE, RIDGE), 1)
+    tasks = len(graph) - len(data.leaves) - len(state.leaves)
+    assert tasks <= 2 * (2 * P * Q + 2 * (P + Q)) + 6
+
+
+def test_a_strip_with_one_block_is_one_task_a_half_step() -> None:
+    data, state = prepared(4, 1)
+    graph, _, _ = build_rounds(data, state, dmf.NormalizedGradient(), (RIDGE, RIDGE), 1)
+    names = [key[0].rsplit("-", 1)[0] for key in graph if key not in state.leaves]
+    assert names.count("update-W") == 4
+    assert "gradient-W" not in names
+    assert names.count("gradient-H") == 4
+    assert names.count("curvature-H") == 4
+    assert names.count("update-H") == 1
+
+
+def test_tasks_have_names_that_people_can_read() -> None:
+    from dask.utils import key_split
+
+    data, state = prepared(2, 2)
+    graph, _, _ = build_rounds(data, state, dmf.NormalizedGradient(), (RIDGE, RIDGE), 1)
+    names = {key_split(key) for key in graph}
+    assert {"gradient-W", "direction-W", "curvature-W", "update-W"} <= names
+    assert {"gradient-H", "direction-H", "curvature-H", "update-H"} <= names
+
+
+@pytest.mark.parametrize("fan_in", [2, 3, 16])
+@pytest.mark.parametrize(("P", "Q"), [(1, 1), (5, 1), (1, 7), (4, 9)])
+def test_sums_are_trees(
+    P: int, Q: int, fan_in: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No task adds up more than the fan-in, and the totals are right."""
+    monkeypatch.setattr(lower, "FAN_IN", fan_in)
+    trace = Trace()
+    block = trace.input("block")
+    pair = trace.per_block("pair", lambda x: (x, np.array([x, 1.0])), block)
+    summed = trace.sum_over_strip(pair)
+    strip = trace.per_strip("split", lambda s: (s[0], s[1]), summed)
+    total = trace.sum_over_all(strip[1])
+    lowering = Lowering(
+        trace,
+        {block: Place(lambda i, j: ("block", i, j))},
+        (strip, total),
+        (P, Q),
+        "test",
+        (),
+    )
+    for task in lowering.graph.values():
+        lists = [part for part in task[1:] if isinstance(part, list)]
+        assert all(len(part) <= fan_in for part in lists)
+    values = {("block", i, j): float(10 * i + j) for i in range(P) for j in range(Q)}
+    keys = [lowering.find(total).key(0, 0), lowering.find(strip).key(P - 1, 0)]
+    tasks = Tasks(lowering.graph | values, keys)
+    found, last = dask.compute(tasks, scheduler="sync")[0]
+    np.testing.assert_array_equal(found, [sum(values.values()), P * Q])
+    assert last[0] == sum(values["block", P - 1, j] for j in range(Q))
+
+
+def test_sums_leave_their_parts_alone() -> None:
+    parts = [np.ones(3) for _ in range(4)]
+    np.testing.assert_array_equal(add_up(parts), 4 * np.ones(3))
+    for part in parts:
+        np.testing.assert_array_equal(part, np.ones(3))
+
+
+def test_previous_rounds_are_forgotten() -> None:
+    """The graph of a round doesn't grow with the rounds before it."""
+    data, state = prepared(2, 2)
+    solver, runner = dmf.NormalizedGradient(), Threads()
+    sizes = []
+    for _ in range(4):
+        graph, after, _ = build_rounds(data, state, solver, (RIDGE, RIDGE), 1)
+        sizes.append(len(graph))
+        kept = [key for keys in (*after.current, *after.previous) for key in keys]
+        leaves = runner.run(graph, kept)
+        state = State(0, after.round, after.current, after.previous, leaves)
+    assert sizes[1] == sizes[2] == sizes[3]
+
+
+# ---------------------------------------------------------------- the same bits
+
+
+def factors(X: Any, **settings: Any) -> tuple[Any, Any]:
+    fit = dmf.factorize(X, 4, penalty=RIDGE, max_rounds=6, tol=0, **settings)
+    return np.asarray(fit.W), np.asarray(fit.H)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+@pytest.mark.parametrize("kind", ["sparse", "dense"])
+def test_bitwise_the_same_for_any_number_of_threads(
+    kind: str, threads: int, monkeypatch: pytest.MonkeyPatch, keep_chunks: None
+) -> None:
+    if kind == "sparse":
+        X = power_law(3000, 2000, 400_000, rank=3)
+        monkeypatch.setitem(grid.LEAST_WORK, "sparse", 2**14)
+        assert np.prod(blocks_for(X.shape, X.nnz, 4, kind)) > 10
+    problem = low_rank(m=300, n=200, dtype=np.float32)
+    X = X if kind == "sparse" else da.from_array(problem.nan, chunks=(70, 60))
+    with dask.config.set(scheduler="synchronous"):
+        W, H = factors(X)
+    with ThreadPoolExecutor(threads) as pool, dask.config.set(pool=pool):
+        for _ in range(2):
+            again = factors(X)
+            np.testing.assert_array_equal(again[0], W)
+            np.testing.assert_array_equal(again[1], H)
+
+
+def test_the_seed_decides() -> None:
+    problem = low_rank()
+    first, again, other = (
+        dmf.factorize(problem.nan, 3, seed=seed, max_rounds=3) for seed in (5, 5, 6)
+    )
+    np.testing.assert_array_equal(first.W, again.W)
+    assert not np.array_equal(first.W, other.W)
+
+
+def test_blas_gets_one_thread_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    from threadpoolctl import threadpool_info
+
+    seen = []
+
+    def look(record: Any) -> None:
+        seen.extend(
+            i["num_threads"] for i in threadpool_info() if i["user_api"] == "blas"
+        )
+
+    before = threadpool_info()
+    dmf.factorize(low_rank().nan, 2, max_rounds=2, callbacks=[look])
+    assert seen
+    assert set(seen) == {1}
+    assert threadpool_info() == before
+
+
+def test_dask_input_is_read_once() -> None:
+    """X is loaded when the fit begins; the rounds work on its blocks."""
+    problem = low_rank()
+    reads = []
+
+    def read(part: Any) -> Any:
+        reads.append(part.shape)
+        return part
+
+    X = da.from_array(problem.nan, chunks=(10, 20))
+    X = X.map_blocks(read, dtype=X.dtype, meta=np.empty((0, 0)))
+    with dask.config.set(scheduler="synchronous"):
+        dmf.factorize(X, 3, max_rounds=5, restarts=2, tol=0)
+    assert len(reads) == 3
+
+
+def test_partial_keys_are_picklable() -> None:
+    """Tasks travel to workers: stages must survive a round trip."""
+    import pickle
+
+    data, state = prepared(2, 2)
+    graph, _, _ = build_rounds(
+        data, state, dmf.NormalizedGradient("global"), (RIDGE, RIDGE), 1
+    )
+    for task in graph.values():
+        if isinstance(task, tuple) and callable(task[0]):
+            assert callable(pickle.loads(pickle.dumps(task[0])))
