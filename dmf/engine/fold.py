@@ -62,6 +62,6 @@ def fold_in_rows(
         start=0,
     )
     leaves = runner.run(graph | tasks, list(moved))
-    return strips_to_array(
-        data, [leaves[key] for key in moved], 0, rank, is_dask(X), runner
-    )
+    W = [leaves[key] for key in moved]
+    lazy = is_dask(X)
+    return strips_to_array(data, W if lazy else runner.fetch(W), 0, rank, lazy, runner)

@@ -1,0 +1,243 @@
+"""The same fit on a real cluster of worker processes, through the loss of workers."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+import pytest
+
+import dmf
+from dmf.engine.loop import MAX_LOSSES, Loop
+from dmf.engine.runner import Cluster, WorkersLost
+from tests.problems import low_rank, power_law
+
+pytestmark = pytest.mark.cluster
+
+SETTINGS: dict[str, Any] = {"penalty": dmf.Ridge(0.1), "max_rounds": 15, "tol": 0}
+
+
+def on_threads(X: Any, rank: int, **settings: Any) -> Any:
+    """Fit on this process's threads, also while a client is active."""
+    with dask.config.set(scheduler="threads"):
+        return dmf.factorize(X, rank, **SETTINGS | settings)
+
+
+def assert_same_bits(first: Any, second: Any) -> None:
+    np.testing.assert_array_equal(np.asarray(first.W), np.asarray(second.W))
+    np.testing.assert_array_equal(np.asarray(first.H), np.asarray(second.H))
+
+
+@pytest.fixture(scope="module")
+def uneven() -> Any:
+    """A sparse matrix of several blocks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(dmf.engine.grid.LEAST_WORK, "sparse", 2**16)
+        yield power_law(2000, 1000, 120_000, rank=5)
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
+        dmf.NormalizedGradient(),
+        dmf.NormalizedGradient("global", dmf.Plane()),
+        dmf.AlternatingLeastSquares(),
+    ],
+    ids=str,
+)
+def test_workers_give_the_bits_of_threads(
+    client: Any, uneven: Any, solver: Any
+) -> None:
+    expected = on_threads(uneven, 5, solver=solver)
+    found = dmf.factorize(uneven, 5, solver=solver, **SETTINGS)
+    assert isinstance(found.W, np.ndarray)
+    assert_same_bits(found, expected)
+    assert found.objective == expected.objective
+
+
+@pytest.mark.usefixtures("keep_chunks")
+def test_dask_arrays_in_and_out(client: Any) -> None:
+    problem = low_rank(m=60, n=40)
+    X = da.from_array(problem.nan, chunks=(20, 20))
+    expected = on_threads(X, 3)
+    found = dmf.factorize(X, 3, **SETTINGS)
+    assert isinstance(found.W, da.Array)
+    assert found.W.shape == (60, 3)
+    assert found.H.shape == (3, 40)
+    assert_same_bits(found, expected)
+    filled = dmf.impute(X, found)
+    assert isinstance(filled, da.Array)
+    filled = filled.compute()
+    mask = problem.mask
+    np.testing.assert_array_equal(filled[mask], problem.truth[mask])
+    product = np.asarray(found.W) @ np.asarray(found.H)
+    np.testing.assert_allclose(filled[~mask], product[~mask])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 4])
+def test_bits_do_not_depend_on_the_number_of_workers(uneven: Any, workers: int) -> None:
+    from distributed import Client, LocalCluster
+
+    expected = on_threads(uneven, 5)
+    with (
+        LocalCluster(
+            n_workers=workers, threads_per_worker=1, dashboard_address=":0"
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        # Not active, but passed.
+        found = dmf.factorize(uneven, 5, client=client, **SETTINGS)
+    assert_same_bits(found, expected)
+
+
+def test_an_active_client_is_used_and_a_configured_scheduler_respected(
+    client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = []
+    run = Cluster.run
+
+    def spy(self: Any, *arguments: Any) -> Any:
+        ran.append(1)
+        return run(self, *arguments)
+
+    monkeypatch.setattr(Cluster, "run", spy)
+    X = low_rank().nan
+    dmf.factorize(X, 2, max_rounds=2)
+    assert ran
+    ran.clear()
+    with dask.config.set(scheduler="threads"):
+        dmf.factorize(X, 2, max_rounds=2)
+    assert not ran
+
+
+def test_several_rounds_in_one_graph_give_the_same(client: Any, uneven: Any) -> None:
+    expected = on_threads(uneven, 5)
+    found = dmf.factorize(uneven, 5, check_every=4, **SETTINGS)
+    assert_same_bits(found, expected)
+    np.testing.assert_array_equal(found.history.objective, expected.history.objective)
+
+
+def test_restarts_share_the_data_but_not_their_tasks(client: Any, uneven: Any) -> None:
+    expected = on_threads(uneven, 5, restarts=3)
+    found = dmf.factorize(uneven, 5, restarts=3, **SETTINGS)
+    assert found.objectives == expected.objectives
+    assert len(set(found.objectives)) == 3
+    assert_same_bits(found, expected)
+
+
+def kill_a_worker(client: Any) -> None:
+    """Kill one worker process; its nanny starts another."""
+    pid = client.run(os.getpid).popitem()[1]
+    os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("rounds", [(7,), (12,), (3, 11)], ids=str)
+def test_killed_workers_change_nothing(
+    client: Any, uneven: Any, rounds: tuple[int, ...]
+) -> None:
+    """X came from this process: it's brought back, and the rounds run again."""
+    expected = on_threads(uneven, 5)
+    seen = []
+
+    def kill(record: dmf.Record) -> None:
+        seen.append(record.round)
+        if record.round in rounds:
+            kill_a_worker(client)
+
+    found = dmf.factorize(uneven, 5, callbacks=[kill], **SETTINGS)
+    assert_same_bits(found, expected)
+    # No record is missing, none comes twice.
+    assert seen == list(range(1, 16))
+    np.testing.assert_array_equal(found.history.objective, expected.history.objective)
+
+
+@pytest.mark.faults
+@pytest.mark.usefixtures("keep_chunks")
+def test_killed_workers_change_nothing_for_dask_input(client: Any) -> None:
+    """X is a Dask array: the scheduler computes again what was lost."""
+    problem = low_rank(m=60, n=40)
+    X = da.from_array(problem.nan, chunks=(20, 20))
+    expected = on_threads(X, 3)
+
+    def kill(record: dmf.Record) -> None:
+        if record.round == 8:
+            kill_a_worker(client)
+
+    found = dmf.factorize(X, 3, callbacks=[kill], **SETTINGS)
+    assert_same_bits(found, expected)
+
+
+@pytest.mark.faults
+def test_a_worker_killed_in_the_last_round(client: Any, uneven: Any) -> None:
+    expected = on_threads(uneven, 5)
+
+    def kill(record: dmf.Record) -> None:
+        if record.round == 15:
+            kill_a_worker(client)
+
+    found = dmf.factorize(uneven, 5, callbacks=[kill], **SETTINGS)
+    assert_same_bits(found, expected)
+
+
+@pytest.mark.faults
+def test_a_worker_killed_in_the_first_of_two_starts(client: Any, uneven: Any) -> None:
+    expected = on_threads(uneven, 5, restarts=2)
+    killed = []
+
+    def kill(record: dmf.Record) -> None:
+        if record.round == 5 and not killed:
+            killed.append(1)
+            kill_a_worker(client)
+
+    found = dmf.factorize(uneven, 5, restarts=2, callbacks=[kill], **SETTINGS)
+    assert found.objectives == expected.objectives
+    assert_same_bits(found, expected)
+
+
+@pytest.mark.faults
+def test_a_cluster_that_keeps_losing_workers_is_given_up(
+    client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose(*arguments: Any) -> Any:
+        msg = "gone"
+        raise WorkersLost(msg)
+
+    tries = []
+    monkeypatch.setattr(Loop, "_advance", lambda *arguments: tries.append(1) or lose())
+    with pytest.raises(RuntimeError, match=r"workers were lost 6 times in one round"):
+        dmf.factorize(low_rank().nan, 2)
+    assert len(tries) == MAX_LOSSES + 1
+
+
+def test_the_scheduler_sees_few_readable_tasks(client: Any) -> None:
+    """Nothing large is sent in a graph: that would warn, and warnings are errors."""
+    X = np.random.default_rng(0).standard_normal((1500, 1200))
+    fit = dmf.factorize(X, 2, max_rounds=2)
+    assert len(fit.history) == 2
+
+
+def test_imputing_dask_arrays_with_large_numpy_factors(client: Any) -> None:
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((40_000, 50))
+    fit = dmf.factorize(X, 40, max_rounds=1)
+    assert isinstance(fit.W, np.ndarray)
+    assert fit.W.nbytes > 10 * 2**20
+    lazy = da.random.default_rng(0).standard_normal((40_000, 50), chunks=(10_000, 50))
+    lazy = da.where(lazy > 0, lazy, np.nan)
+    filled = dmf.impute(lazy, fit)
+    assert not da.isnan(filled).any().compute()
+
+
+def test_transform_on_a_cluster(client: Any) -> None:
+    problem = low_rank()
+    model = dmf.MatrixFactorization(rank=3, max_rounds=5)
+    found = model.fit_transform(problem.nan)
+    with dask.config.set(scheduler="threads"):
+        expected = model.fit_transform(problem.nan)
+    np.testing.assert_array_equal(found, expected)
