@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from dmf.engine.arrays import fill_lazily
-from dmf.engine.data import is_dask
+from dmf.engine.data import check_kinds, is_dask
 from dmf.observed import fill_block, filled_dtype
 from dmf.result import Factorization
 from dmf.validation import check_mask, check_matrix
@@ -59,6 +59,7 @@ def impute(X: Array, factorization: Factorization, mask: Array | None = None) ->
         raise ValueError(msg)
     if mask is not None:
         check_mask(X, mask)
+        check_kinds(X, mask)
     W, H = factorization.W, factorization.H
     if is_dask(X):
         return fill_lazily(X, mask, W, H)

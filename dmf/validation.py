@@ -48,6 +48,12 @@ def check_matrix(name: str, X: Any) -> tuple[int, int]:
             f"{type(X).__name__}; convert it first, for example with numpy.asarray"
         )
         raise TypeError(msg)
+    if isinstance(X, np.ma.MaskedArray):
+        msg = (
+            f"{name} is a masked array; pass {name}.filled(numpy.nan), or {name}.data "
+            f"with mask=~numpy.ma.getmaskarray({name})"
+        )
+        raise TypeError(msg)
     if len(X.shape) != 2:
         msg = f"{name} must have two dimensions, got shape {tuple(X.shape)}"
         raise ValueError(msg)

@@ -98,11 +98,11 @@ def load(X: Any, mask: Any | None, rank: int, runner: Runner) -> Data:
     """
     token = uuid.uuid4().hex[:8]
     dtype = working_dtype(X.dtype)
+    kind = block_kind(X)
+    check_kinds(X, mask)
     if is_dask(X):
-        kind = _block_kind(X)
         grid, leaves = _load_dask(X, mask, rank, kind, dtype, token, runner)
     else:
-        kind = "sparse" if is_sparse(X) else "dense"
         grid, leaves = _load_array(X, mask, rank, kind, dtype, token, runner)
     summary, total = _count(grid, leaves, token, runner)
     return Data(
@@ -117,8 +117,20 @@ def load(X: Any, mask: Any | None, rank: int, runner: Runner) -> Data:
     )
 
 
-def _block_kind(X: Any) -> str:
-    """Return what the blocks of a Dask array are, from the array's meta."""
+def check_kinds(X: Any, mask: Any | None) -> None:
+    """Refuse a dense mask for a sparse X, and the reverse."""
+    if mask is not None and block_kind(mask) != block_kind(X):
+        msg = (
+            f"mask is {block_kind(mask)}, but X is {block_kind(X)}; give a mask of X's "
+            "kind, for a sparse X with the weights of the entries that X stores"
+        )
+        raise ValueError(msg)
+
+
+def block_kind(X: Any) -> str:
+    """Return "sparse" or "dense": what X is or, for a Dask array, its blocks are."""
+    if not is_dask(X):
+        return "sparse" if is_sparse(X) else "dense"
     from dask.array.utils import meta_from_array
 
     return "sparse" if is_sparse(meta_from_array(X)) else "dense"
@@ -186,6 +198,7 @@ def _load_dask(
     else:
         (X,) = optimize(X)
         if mask is not None:
+            mask = canonical_csr(mask) if kind == "sparse" else mask
             mask_keys = [[(f"mask-{token}", i, j) for j in range(Q)] for i in range(P)]
             parts = [
                 mask[_slice(grid.strip(0, i)), _slice(grid.strip(1, j))]
@@ -211,7 +224,7 @@ def _aligned(X: Any, name: str, grid: Grid) -> Any:
     chunks = (_lengths(grid.row_bounds), _lengths(grid.column_bounds))
     if X.chunks == chunks:
         return X
-    if _block_kind(X) == "sparse":
+    if block_kind(X) == "sparse":
         msg = (
             f"the chunks of {name}, {X.chunks}, must be those of X, {chunks}: sparse "
             "chunks can't be cut anew"

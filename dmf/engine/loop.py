@@ -129,12 +129,15 @@ class Loop:
             make_record(self.data, W, H, state.round + k + 1, seconds)
             for k, (W, H) in enumerate(reports)
         ]
-        if not all(math.isfinite(record.objective) for record in records):
-            self._end("diverged", state)
-            return
         if state.round == 0:
             W, H = reports[0]
             self._initial = W.loss_before + W.penalty_before + H.penalty_before
+        finite = [math.isfinite(record.objective) for record in records]
+        if not all(finite):
+            # Run the batch again, up to the round before the one that exploded.
+            self._target = state.round + finite.index(False)
+            self._status = Status("diverged", self._target)
+            return
         self._state = after
         # Rounds that run again after a loss give the same records again.
         records = [record for record in records if record.round > len(self._records)]
@@ -142,7 +145,7 @@ class Loop:
         self._records.extend(records)
         if any([self.watch(record) for record in records]):
             self._end("stopped", after)
-        elif self._converged(records, before):
+        elif self._status.code == "max_rounds" and self._converged(records, before):
             self._end("converged", after)
         elif after.round // SNAPSHOT_EVERY > state.round // SNAPSHOT_EVERY:
             self._snapshot = self._bring_home(after)

@@ -335,11 +335,8 @@ def _dots(xp: Any, a: Array, b: Array) -> Array:
 
 def _unit_rows(xp: Any, move: Array) -> tuple[Array, Array]:
     """Scale rows to length one; rows of zeros stay. Return them and their lengths."""
-    # The largest entry goes first: squares of tiny or huge entries leave float32.
-    peak = xp.max(xp.abs(move), axis=1)
-    peak = xp.where(peak > 0, peak, xp.ones_like(peak))
-    scaled = move / peak[:, None]
-    length = xp.sqrt(_dots(xp, scaled, scaled))
+    # In float64: the squares of tiny or huge entries would leave float32.
+    wide = xp.astype(move, xp.float64, copy=False)
+    length = xp.sqrt(xp.vecdot(wide, wide))
     safe = xp.where(length > 0, length, xp.ones_like(length))
-    units = scaled / xp.astype(safe, move.dtype)[:, None]
-    return units, length * xp.astype(peak, xp.float64)
+    return move / xp.astype(safe, move.dtype)[:, None], length

@@ -1,0 +1,59 @@
+"""What the benchmarks share: the machine, a clock, and a problem."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+from threadpoolctl import threadpool_info
+
+
+def print_machine() -> None:
+    """Print what the numbers were measured on."""
+    # BLAS is loaded, and its kernel chosen, by the first product.
+    np.ones((2, 2)) @ np.ones((2, 2))
+    kernels = {
+        info.get("architecture")
+        for info in threadpool_info()
+        if info["user_api"] == "blas"
+    }
+    print(
+        f"{platform.machine()}, {os.cpu_count()} cores, Python "
+        f"{platform.python_version()}, NumPy {np.__version__}, BLAS kernel "
+        f"{', '.join(sorted(map(str, kernels)))}"
+    )
+
+
+def median_ms(function: Callable[[], Any], repeat: int = 15) -> float:
+    """Return the median time of a call in milliseconds, after one to warm up."""
+    function()
+    times = []
+    for _ in range(repeat):
+        began = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - began)
+    return 1e3 * float(np.median(times))
+
+
+def power_law(m: int, n: int, stored: int, rank: int, seed: int = 0) -> Any:
+    """Return a float32 matrix of low rank, observed unevenly, with noise 0.1."""
+    rng = np.random.default_rng(seed)
+
+    def draw(length: int) -> Any:
+        share = np.arange(1, length + 1.0) ** -0.8
+        chosen = rng.choice(length, int(1.4 * stored), p=share / share.sum())
+        return rng.permutation(length)[chosen]
+
+    places = np.unique(draw(m).astype(np.int64) * n + draw(n))
+    places = rng.permutation(places)[:stored]
+    rows, columns = places // n, places % n
+    W = rng.standard_normal((m, rank), dtype=np.float32)
+    H = rng.standard_normal((n, rank), dtype=np.float32)
+    values = np.einsum("ij,ij->i", W[rows], H[columns])
+    values += 0.1 * rng.standard_normal(len(rows), dtype=np.float32)
+    return sp.csr_array((values.astype(np.float32), (rows, columns)), shape=(m, n))

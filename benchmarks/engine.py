@@ -1,0 +1,130 @@
+"""What the engine costs: tasks a round, time to build them, and time a round.
+
+The bare kernels are the yardstick: gradient and curvature for both halves, called in a
+loop over the same blocks in one thread, with nothing around them. Threads and worker
+processes share that work, so a ratio below 1 is speed-up and one above 1 is overhead.
+
+    python -m benchmarks.engine
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from itertools import pairwise
+from typing import Any
+
+import dmf
+from benchmarks.common import median_ms, power_law, print_machine
+from dmf.engine.data import Data, load
+from dmf.engine.loop import Loop
+from dmf.engine.rounds import State, build_rounds, start_state
+from dmf.engine.runner import Cluster, Runner, Threads
+
+RIDGE = dmf.Ridge(0.1)
+PENALTIES = (RIDGE, RIDGE)
+SOLVERS = {
+    "row, plane": dmf.NormalizedGradient(),
+    "global, plane": dmf.NormalizedGradient("global", dmf.Plane()),
+}
+
+
+def bare_kernels(data: Data, state: State) -> None:
+    """Run the kernels of a round of the row-plane solver, block by block."""
+    W, H = ([strip for strip, _ in state.strips(axis)] for axis in (0, 1))
+    P, Q = data.grid.shape
+    for axis in (0, 1):
+        for i in range(P):
+            for j in range(Q):
+                block = data.leaves[data.block(0).key(i, j)]
+                moving, fixed = (W[i], H[j]) if axis == 0 else (H[j], W[i])
+                data.kernels.gradient(block, moving, fixed, axis)
+                data.kernels.curvature(block, (moving, moving), fixed, axis)
+
+
+def time_rounds(
+    X: Any, rank: int, solver: Any, runner: Runner, rounds: int = 12
+) -> float:
+    """Return the median milliseconds of a round."""
+    times: list[float] = []
+
+    def watch(record: dmf.Record) -> bool:
+        times.append(record.seconds)
+        return False
+
+    data = load(X, None, rank, runner)
+    with runner.session():
+        Loop(
+            data,
+            lambda: data,
+            lambda data, runner: start_state(
+                data, runner, rank=rank, seed=0, start=0, scale=0.5
+            ),
+            solver,
+            PENALTIES,
+            runner,
+            max_rounds=rounds,
+            tol=0.0,
+            check_every=1,
+            watch=watch,
+        ).run()
+    steps = sorted(b - a for a, b in pairwise(times[1:]))
+    return 1e3 * steps[len(steps) // 2]
+
+
+def report(X: Any, rank: int, client: Any) -> None:
+    threads = Threads()
+    data = load(X, None, rank, threads)
+    state = start_state(data, threads, rank=rank, seed=0, start=0, scale=0.5)
+    P, Q = data.grid.shape
+    m, n = X.shape
+    print(f"\n{m} × {n}, {X.nnz / 1e6:.2f} M observed, rank {rank}: {P} × {Q} blocks")
+    bare = median_ms(lambda: bare_kernels(data, state), repeat=7)
+    print(f"  bare kernels, one thread           {bare:8.1f} ms")
+    for name, solver in SOLVERS.items():
+
+        def build(solver: Any = solver) -> Any:
+            return build_rounds(data, state, solver, PENALTIES, 1)
+
+        tasks = len(build()[0]) - len(data.leaves) - len(state.leaves)
+        print(
+            f"  {name}: {tasks} tasks a round (bound "
+            f"{2 * (2 * P * Q + 2 * (P + Q))}), built in {median_ms(build):.2f} ms"
+        )
+        for place, runner in (("threads", threads), ("2 processes", Cluster(client))):
+            took = time_rounds(X, rank, solver, runner)
+            print(
+                f"    a round on {place:<12} {took:19.1f} ms  {took / bare:5.2f} × bare"
+            )
+
+
+def report_import() -> None:
+    code = (
+        "import time; t = time.perf_counter(); import dmf; "
+        "print(round(time.perf_counter() - t, 3))"
+    )
+    times = [
+        float(subprocess.run([sys.executable, "-c", code], capture_output=True).stdout)
+        for _ in range(7)
+    ]
+    print(f"import dmf: median {sorted(times)[3]:.3f} s, lowest {min(times):.3f} s")
+
+
+def main() -> None:
+    from distributed import Client, LocalCluster
+
+    print_machine()
+    report_import()
+    with (
+        LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=":0"
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        report(power_law(900, 1600, 80_000, 16), 16, client)
+        report(power_law(6000, 3000, 800_000, 16), 16, client)
+        report(power_law(60_000, 20_000, 3_450_000, 16), 16, client)
+
+
+if __name__ == "__main__":
+    main()
