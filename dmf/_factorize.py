@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from dmf.engine.arrays import strips_to_array
 from dmf.engine.data import is_dask, load
@@ -16,7 +19,7 @@ from dmf.engine.runner import choose_runner
 from dmf.init import scale_for
 from dmf.penalties import Ridge
 from dmf.progress import Progress
-from dmf.result import Factorization, History, Record
+from dmf.result import Factorization, History, Record, Status
 from dmf.solvers import NormalizedGradient, Solver
 from dmf.validation import (
     check_integer,
@@ -167,10 +170,15 @@ def factorize(
                 check_every=check_every,
                 watch=partial(_watch, (bar.show, *callbacks)),
             )
-            outcome = loop.run()
+            try:
+                outcomes.append(loop.run())
+                status = outcomes[-1].status
+            except KeyboardInterrupt:  # before the start was there
+                if not outcomes:
+                    raise
+                status = Status("interrupted", 0)
             data = loop.data  # loaded anew if workers were lost
-            outcomes.append(outcome)
-            cut_short = outcome.status.code in ("interrupted", "stopped")
+            cut_short = status.code in ("interrupted", "stopped")
             if cut_short:
                 break
         best = min(outcomes, key=_rank_of)
@@ -185,7 +193,7 @@ def factorize(
         H=Ht.T,
         history=History(best.records, best.initial_objective),
         # A fit that was cut short says so, also when an earlier start was the better.
-        status=outcomes[-1].status if cut_short else best.status,
+        status=replace(best.status, code=status.code) if cut_short else best.status,
         penalty=penalties,
         solver=solver,
         seed=seed,
@@ -195,7 +203,8 @@ def factorize(
 
 def _watch(callbacks: tuple[Callback, ...], record: Record) -> bool:
     # Every callback sees every record, also when an earlier one has said stop.
-    return any([callback(record) is True for callback in callbacks])
+    answers = [callback(record) for callback in callbacks]
+    return any(isinstance(answer, bool | np.bool_) and answer for answer in answers)
 
 
 def _rank_of(outcome: Outcome) -> float:

@@ -1,1 +1,294 @@
-def main(): ...
+"""The command line: it parses, and calls what the library offers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+import dmf
+from dmf.engine.runner import ClusterError
+from dmf.solvers import Solver
+
+# What bad input and the outside world raise: their messages are for the user's eyes.
+# Anything else is a bug of ours, and shows its traceback.
+EXPECTED = (ValueError, TypeError, OSError, ClusterError)
+# What a shell reports for a process that Ctrl-C has ended.
+INTERRUPTED = 130
+
+SOLVERS: dict[str, Solver] = {
+    "plane": dmf.NormalizedGradient(),
+    "exact": dmf.NormalizedGradient("global", dmf.Exact()),
+    "als": dmf.AlternatingLeastSquares(),
+}
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(dmf.__version__, prog_name="dmf")
+def main() -> None:
+    """Factorize matrices with missing entries, and fill what is missing.
+
+    A matrix is a .npy file or a Zarr array, in which NaN means missing, or a
+    scipy.sparse .npz file, in which whatever isn't stored is missing.
+    """
+
+
+def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say where the work is done."""
+    command = click.option(
+        "--workers",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Start N worker processes on this machine, and end them afterwards. "
+        "Without this and --scheduler, the threads of this process do the work.",
+    )(command)
+    return click.option(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="Use the Dask cluster at this address, as in tcp://10.0.0.5:8786. Its "
+        "workers must see the same files.",
+    )(command)
+
+
+mask_option = click.option(
+    "--mask",
+    metavar="PATH",
+    help="A matrix of the shape of INPUT, positive where INPUT is observed; values "
+    "other than 0 and 1 are weights.",
+)
+overwrite_option = click.option(
+    "--overwrite", is_flag=True, help="Replace an output that is already there."
+)
+
+
+@main.command(
+    epilog="Example: dmf factorize ratings.npz --rank 20 --ridge 0.05 "
+    "--ridge-by-count -o ratings-model.zarr"
+)
+@click.argument("input", metavar="INPUT")
+@click.option("--rank", type=int, required=True, help="The number of columns of W.")
+@click.option(
+    "-o", "--output", metavar="MODEL", required=True, help="Where to save the model."
+)
+@mask_option
+@click.option(
+    "--ridge",
+    type=float,
+    metavar="STRENGTH",
+    help="The strength of the ridge penalty on both factors, 0 for none. By default, "
+    "a light one that follows the scale of the data.",
+)
+@click.option(
+    "--ridge-by-count/--ridge-plain",
+    default=None,
+    help="Scale STRENGTH for each row (and column) by the number of its observed "
+    "entries, as is usual for ratings; plain is the default.",
+)
+@click.option(
+    "--solver",
+    type=click.Choice(list(SOLVERS)),
+    default="plane",
+    show_default=True,
+    help="plane: each row moves to the minimum in the plane of its gradient and its "
+    "previous move; exact: all rows move along the gradient, by the best common "
+    "length; als: alternating least squares.",
+)
+@click.option("--max-rounds", type=int, default=200, show_default=True)
+@click.option(
+    "--tol",
+    type=float,
+    default=1e-4,
+    show_default=True,
+    help="Stop when a round changes the objective by less than this share of it; "
+    "0 runs all rounds.",
+)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "--restarts",
+    type=int,
+    default=1,
+    show_default=True,
+    help="How many random starts to run; the best one is saved.",
+)
+@cluster_options
+@overwrite_option
+@click.option("--quiet", is_flag=True, help="Show no progress and no summary.")
+def factorize(
+    input: str,
+    rank: int,
+    output: str,
+    mask: str | None,
+    ridge: float | None,
+    ridge_by_count: bool | None,
+    solver: str,
+    max_rounds: int,
+    tol: float,
+    seed: int,
+    restarts: int,
+    scheduler: str | None,
+    workers: int | None,
+    overwrite: bool,
+    quiet: bool,
+) -> None:
+    """Find W and H such that W H is close to INPUT where INPUT is observed.
+
+    INPUT is a .npy file, a scipy.sparse .npz file or a Zarr array. The factors are
+    saved as MODEL, a Zarr group; Ctrl-C saves the factors that have been reached, and
+    exits with status 130.
+    """
+    from dmf.io import model
+    from dmf.io.matrices import open_matrix
+
+    if ridge is None and ridge_by_count is not None:
+        msg = "--ridge-by-count and --ridge-plain need --ridge"
+        raise click.UsageError(msg)
+    with (
+        _reported("interrupted before the model was saved"),
+        _where(scheduler, workers, lambda: model.check_writable(output, overwrite)),
+    ):
+        X = open_matrix(input)
+        fit = dmf.factorize(
+            X,
+            rank,
+            mask=None if mask is None else open_matrix(mask),
+            penalty="auto" if ridge is None else dmf.Ridge(ridge, bool(ridge_by_count)),
+            solver=SOLVERS[solver],
+            restarts=restarts,
+            max_rounds=max_rounds,
+            tol=tol,
+            seed=seed,
+            progress=False if quiet else None,
+        )
+        model.save(fit, output, overwrite)
+    if not quiet:
+        click.echo(_summary(X, mask, fit, output))
+    if fit.status.code == "interrupted":
+        click.echo(f"{fit.status}; saved as {output}", err=True)
+        raise SystemExit(INTERRUPTED)
+
+
+@main.command(
+    epilog="Example: dmf impute ratings.npz --model ratings-model.zarr -o filled.npy"
+)
+@click.argument("input", metavar="INPUT")
+@click.option(
+    "--model", "url", metavar="MODEL", required=True, help="What factorize has saved."
+)
+@click.option(
+    "-o",
+    "--output",
+    metavar="OUT",
+    required=True,
+    help="The filled matrix: a .npy file or a .zarr array.",
+)
+@mask_option
+@cluster_options
+@overwrite_option
+@click.option("--quiet", is_flag=True, help="Say nothing at the end.")
+def impute(
+    input: str,
+    url: str,
+    output: str,
+    mask: str | None,
+    scheduler: str | None,
+    workers: int | None,
+    overwrite: bool,
+    quiet: bool,
+) -> None:
+    """Write INPUT to OUT with its missing entries filled in from MODEL.
+
+    Observed entries stay as they are, bit by bit. A .npy or Zarr INPUT is read, filled
+    and written block by block, so that it may be larger than the memory.
+    """
+    from dmf.io.matrices import check_writable, open_matrix, write_matrix
+
+    with (
+        _reported(f"interrupted; {output} was not written"),
+        _where(scheduler, workers, lambda: check_writable(output, overwrite)),
+    ):
+        filled = dmf.impute(
+            open_matrix(input),
+            dmf.load(url),
+            mask=None if mask is None else open_matrix(mask),
+        )
+        write_matrix(filled, output, overwrite)
+    if not quiet:
+        m, n = filled.shape
+        click.echo(f"{output}: {m} × {n}, {filled.dtype}, filled from {url}")
+
+
+@main.command(epilog="Example: dmf demo --output demo.png")
+@click.option(
+    "--output",
+    metavar="PNG",
+    default="demo.png",
+    show_default=True,
+    help="Where to save the picture.",
+)
+def demo(output: str) -> None:
+    """Hide most pixels of a photograph, and find them again.
+
+    Needs matplotlib: pip install 'dmf[plot]'.
+    """
+    # pip's extra may be missing: the message says how to install it.
+    with _reported("interrupted; no picture was drawn", ImportError):
+        from dmf.demo import run_demo
+
+        run_demo(Path(output))
+
+
+@contextmanager
+def _reported(interrupted: str, *also: type[Exception]) -> Iterator[None]:
+    """Turn what is expected to go wrong into one line on standard error."""
+    try:
+        yield
+    except EXPECTED + also as error:
+        raise click.ClickException(" ".join(str(error).split())) from error
+    except KeyboardInterrupt:
+        click.echo(f"\n{interrupted}", err=True)
+        raise SystemExit(INTERRUPTED) from None
+
+
+@contextmanager
+def _where(
+    scheduler: str | None, workers: int | None, check: Callable[[], None]
+) -> Iterator[None]:
+    """Run `check`, then connect to a cluster or start one; it becomes Dask's default.
+
+    The order matters: an output that can't be written must not cost a start.
+    """
+    if scheduler is not None and workers is not None:
+        msg = "--scheduler and --workers exclude each other"
+        raise click.UsageError(msg)
+    check()
+    if scheduler is None and workers is None:
+        yield
+        return
+    from dmf.engine.cluster import connected, started
+
+    place = connected(scheduler) if scheduler is not None else started(workers or 1)
+    with place:
+        yield
+
+
+def _summary(X: Any, mask: str | None, fit: dmf.Factorization, output: str) -> str:
+    m, n = fit.shape
+    lines = [("matrix", f"{m} × {n}"), ("rank", f"{fit.rank}")]
+    if mask is None and hasattr(X, "nnz"):
+        lines[0] = ("matrix", f"{m} × {n}, {X.nnz / (m * n):.3g} of it stored")
+    if len(fit.history):
+        last = fit.history[-1]
+        lines += [
+            ("rounds", f"{last.round}"),
+            ("objective", f"{last.objective:.6g}"),
+            ("RMSE", f"{last.rmse:.6g} on the observed entries"),
+        ]
+    lines += [("status", f"{fit.status}"), ("model", output)]
+    return "\n".join(f"{name:<10} {text}" for name, text in lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -20,7 +20,9 @@ class Progress:
     """
 
     def __init__(self, show: bool | None, max_rounds: int, restarts: int) -> None:
-        self._wanted = sys.stderr.isatty() if show is None else show
+        # A process without a terminal may have no standard error at all.
+        terminal = sys.stderr is not None and sys.stderr.isatty()
+        self._wanted = terminal if show is None else show
         self._max_rounds = max_rounds
         self._restarts = restarts
         self._start = 0

@@ -231,22 +231,24 @@ class Factorization:
             return self.history.initial_objective
         return self.history[-1].objective
 
-    def save(self, url: str) -> None:
+    def save(self, url: str, overwrite: bool = False) -> None:
         """Write the model as a Zarr group with JSON attributes.
 
         Parameters
         ----------
         url : str
-            A path, or a URL that fsspec knows. Nothing may be there yet.
+            A path, or a URL that fsspec knows.
+        overwrite : bool, default False
+            Replace a model that is there.
 
         Raises
         ------
         FileExistsError
-            Something is there.
+            Something is there, and isn't a model or shall not be replaced.
         """
         from dmf.io.model import save
 
-        save(self, url)
+        save(self, url, overwrite)
 
     def __repr__(self) -> str:
         m, n = self.shape

@@ -86,7 +86,7 @@ def test_bits_do_not_depend_on_the_number_of_workers(uneven: Any, workers: int) 
     expected = on_threads(uneven, 5)
     with (
         LocalCluster(
-            n_workers=workers, threads_per_worker=1, dashboard_address=":0"
+            n_workers=workers, threads_per_worker=1, dashboard_address="127.0.0.1:0"
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):

@@ -22,7 +22,7 @@ def test_python_blocks(
         exec(block, names)
     printed = capsys.readouterr().out
     assert "converged" in printed
-    assert np.array_equal(names["again"].W, names["fit"].W) is False  # another fit since
+    assert names["again"].rank == 4
     assert names["W"].shape == (10, 4)
     assert not np.isnan(names["filled"]).any()
     assert not np.isnan(names["lazy"].compute()).any()

@@ -13,6 +13,7 @@ import numpy as np
 
 from dmf.engine.grid import (
     KEEP_CHUNKS,
+    SPLIT_CHUNKS,
     Grid,
     balanced_bounds,
     blocks_for,
@@ -240,13 +241,16 @@ def _observe_at(
 
 
 def _grid_of_chunks(X: Any, rank: int, kind: str) -> Grid:
-    """Keep the user's chunks, or merge neighbours if there are far too many.
+    """Keep the user's chunks, unless there are far too many or too few of them.
 
     Sparse chunks are kept: what they store isn't known before they are read.
     """
     row_chunks, column_chunks = X.chunks
     P, Q = blocks_for(X.shape, X.shape[0] * X.shape[1], rank, kind)
-    if kind == "sparse" or len(row_chunks) * len(column_chunks) <= KEEP_CHUNKS * P * Q:
+    chunks = len(row_chunks) * len(column_chunks)
+    if kind == "dense" and SPLIT_CHUNKS * chunks <= P * Q:
+        return Grid(even_bounds(X.shape[0], P), even_bounds(X.shape[1], Q))
+    if kind == "sparse" or chunks <= KEEP_CHUNKS * P * Q:
         P, Q = len(row_chunks), len(column_chunks)
     return Grid(merged_bounds(row_chunks, P), merged_bounds(column_chunks, Q))
 

@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 LEAST_WORK = {"sparse": 2**22, "dense": 2**25}
 # Blocks grow with the data, but more slowly: their number grows with work ** GROWTH.
 GROWTH = 0.6
-# A user's chunks are kept unless they are more than this many times the plan's blocks.
+# A user's chunks are kept unless they are more than this many times the plan's blocks,
 KEEP_CHUNKS = 4
+# or the plan has this many times more blocks than there are chunks.
+SPLIT_CHUNKS = 2
 
 
 @dataclass(frozen=True)

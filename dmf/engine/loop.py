@@ -12,7 +12,7 @@ import numpy as np
 
 from dmf.engine.data import Data
 from dmf.engine.rounds import Penalties, State, build_rounds
-from dmf.engine.runner import Runner, WorkersLost
+from dmf.engine.runner import ClusterError, Runner, WorkersLost
 from dmf.result import Code, Record, Status
 from dmf.solvers.base import Report, Solver
 
@@ -102,7 +102,7 @@ class Loop:
                         "their logs (too little memory is the usual reason), or give "
                         "the cluster more workers"
                     )
-                    raise RuntimeError(msg) from error
+                    raise ClusterError(msg) from error
             except KeyboardInterrupt:
                 if self._state is None or self._status.code == "interrupted":
                     raise
@@ -169,7 +169,8 @@ class Loop:
         floor = 10 * epsilon * math.sqrt(self.data.totals.mean_square)
         for record in records:
             change = abs(before - record.objective)
-            if change < self.tol * record.objective or record.rmse <= floor:
+            small = change < self.tol * record.objective or record.rmse <= floor
+            if small and self.tol > 0:
                 return True
             before = record.objective
         return False

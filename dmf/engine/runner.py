@@ -20,7 +20,11 @@ Graph = dict[Key, Any]
 Leaf = Any  # what stands for a computed value: the value itself, or a Future
 
 
-class WorkersLost(RuntimeError):
+class ClusterError(RuntimeError):
+    """The cluster couldn't do the work."""
+
+
+class WorkersLost(ClusterError):
     """Workers died and took data with them that Dask can't compute again."""
 
 
@@ -133,8 +137,17 @@ def _translated() -> Iterator[None]:
     """Raise `WorkersLost` where distributed says that data are gone."""
     from concurrent.futures import CancelledError
 
+    from distributed import KilledWorker
+
     try:
         yield
+    except KilledWorker as error:
+        msg = (
+            f"a task was tried on several workers, and all of them died ({error.task});"
+            " too little memory is the usual reason: give the workers more of it, or "
+            "cut X into smaller chunks"
+        )
+        raise ClusterError(msg) from error
     except CancelledError as error:
         msg = "workers of the cluster were lost, and data with them; run it again"
         raise WorkersLost(msg) from error

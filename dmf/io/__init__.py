@@ -1,1 +1,1 @@
-"""Matrices and models on disk."""
+"""Matrices and models on disk: read and written block by block, inside tasks."""

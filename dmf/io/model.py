@@ -1,2 +1,316 @@
-def save(f, url): ...
-def load(url): ...
+"""Models on disk: a Zarr group with the arrays W and H, and JSON for all the rest.
+
+Nothing is pickled. Penalties, solvers and steps are written by the name of their class
+and by their fields, and only the classes listed here are ever made again.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from dataclasses import fields
+from typing import Any, get_args
+
+import numpy as np
+
+from dmf.engine.data import is_dask
+from dmf.io.matrices import write_zarr
+from dmf.io.places import (
+    PathLike,
+    check_free,
+    explain,
+    is_url,
+    locate,
+    open_node,
+    peek,
+    published,
+)
+from dmf.penalties import Ridge
+from dmf.result import Code, Factorization, History, Status
+from dmf.solvers import (
+    AlternatingLeastSquares,
+    Constant,
+    Decay,
+    Exact,
+    GradientDescent,
+    NormalizedGradient,
+    Plane,
+)
+
+Array = Any
+
+FORMAT = "dmf-model"
+FORMAT_VERSION = 1
+
+# What a model can be made of. A new solver, step or penalty is one more entry.
+KNOWN = {
+    kind.__name__: kind
+    for kind in (
+        AlternatingLeastSquares,
+        Constant,
+        Decay,
+        Exact,
+        GradientDescent,
+        NormalizedGradient,
+        Plane,
+        Ridge,
+    )
+}
+# JSON has no numbers for these; strings do for Zarr's own metadata as well.
+NOT_FINITE = ("NaN", "Infinity", "-Infinity")
+
+
+def save(factorization: Factorization, url: PathLike, overwrite: bool = False) -> None:
+    """Write a model as a Zarr group.
+
+    A local model is written beside `url` and moved there at the end, so that a failure
+    leaves nothing half-written and keeps an older model. Behind other URLs the
+    attributes come last: what has none isn't a model yet.
+
+    Parameters
+    ----------
+    factorization : Factorization
+        Dask factors are written block by block, inside tasks.
+    url : str or path
+        A path, or a URL that fsspec knows.
+    overwrite : bool, default False
+        Replace a model of dmf that is there. Nothing else is ever replaced.
+
+    Raises
+    ------
+    FileExistsError
+        Something is there.
+    FileNotFoundError, PermissionError
+        The folder doesn't exist, or can't be written to.
+    TypeError
+        The solver or a penalty isn't one of dmf's: a model holds no code, so that it
+        couldn't be made again.
+    """
+    attributes = _describe(factorization)
+    check_writable(url, overwrite)
+    place = locate(url)
+    if is_url(place):
+        _write(factorization, attributes, place, overwrite)
+        return
+    with published(place, lambda: check_writable(place, overwrite)) as temporary:
+        _write(factorization, attributes, temporary, False)
+
+
+def load(url: PathLike) -> Factorization:
+    """Read a model that `Factorization.save` has written.
+
+    Parameters
+    ----------
+    url : str or path
+        A path, or a URL that fsspec knows.
+
+    Returns
+    -------
+    Factorization
+        Equal to the one that was saved, bit by bit. Its factors are lazy Dask arrays if
+        they were Dask arrays then, else NumPy arrays.
+
+    Raises
+    ------
+    FileNotFoundError
+        Nothing is there.
+    ValueError
+        It isn't a model, it is damaged, or a newer dmf has written it.
+
+    See Also
+    --------
+    Factorization.save : write a model.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> import numpy as np, dmf
+    >>> fit = dmf.factorize(np.eye(4), rank=2, max_rounds=3, tol=0)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "model.zarr")
+    ...     fit.save(path)
+    ...     again = dmf.load(path)
+    >>> bool(np.all(again.W == fit.W)), again.solver, again.status.code
+    (True, NormalizedGradient(scope='row', step=Plane()), 'max_rounds')
+    """
+    import zarr
+
+    from dmf import __version__
+
+    place = locate(url)
+    node = open_node(place)
+    attributes = dict(node.attrs)
+    if not isinstance(node, zarr.Group) or attributes.get("format") != FORMAT:
+        msg = (
+            f"{place} isn't a model of dmf; give what Factorization.save or "
+            "`dmf factorize` has written"
+        )
+        raise ValueError(msg)
+    version = attributes.get("format_version")
+    written_by = attributes.get("dmf_version", "unknown")
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        msg = (
+            f"the model {place} has format version {version} (dmf {written_by}), but "
+            f"dmf {__version__} reads versions up to {FORMAT_VERSION}; upgrade dmf"
+        )
+        raise ValueError(msg)
+    try:
+        return _rebuild(node, attributes)
+    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+        msg = (
+            f"the model {place} can't be read ({explain(error)}); save it again, or "
+            f"load it with the dmf that wrote it (version {written_by})"
+        )
+        raise ValueError(msg) from error
+
+
+def check_writable(url: PathLike, overwrite: bool = False) -> None:
+    """Refuse a place that `save` couldn't write to, before any work is done."""
+    check_free(locate(url), _is_model, "a model of dmf", overwrite)
+
+
+def _is_model(place: str) -> bool:
+    import zarr
+
+    node = peek(place)
+    return isinstance(node, zarr.Group) and node.attrs.get("format") == FORMAT
+
+
+def _write(
+    factorization: Factorization,
+    attributes: dict[str, Any],
+    place: str,
+    overwrite: bool,
+) -> None:
+    import zarr
+    from zarr.codecs import Crc32cCodec
+
+    group = zarr.create_group(place, zarr_format=3, overwrite=overwrite)
+    for name, factor in (("W", factorization.W), ("H", factorization.H)):
+        write_zarr(
+            factor,
+            f"{place}/{name}",
+            # Factors hardly compress; a checksum tells when one has been damaged.
+            compressors=Crc32cCodec(),
+            # Zarr leaves out chunks of zeros; ours are all there, so that a lost one
+            # isn't taken for zeros.
+            config={"write_empty_chunks": True},
+        )
+    group.update_attributes(attributes)
+
+
+def _describe(factorization: Factorization) -> dict[str, Any]:
+    """Return all that isn't an array, as strict JSON."""
+    from dmf import __version__
+
+    f = factorization
+    penalty_W, penalty_H = f.penalty
+    described: dict[str, Any] = encode(
+        {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "dmf_version": __version__,
+            "lazy": is_dask(f.W),
+            "history": f.history.to_dict(),
+            "initial_objective": f.history.initial_objective,
+            "status": {
+                "code": f.status.code,
+                "round": f.status.round,
+                "tol": f.status.tol,
+            },
+            "penalty": {"W": penalty_W, "H": penalty_H},
+            "solver": f.solver,
+            "seed": f.seed,
+            "objectives": f.objectives,
+        }
+    )
+    return described
+
+
+def _rebuild(group: Any, attributes: dict[str, Any]) -> Factorization:
+    read = decode(attributes)
+    if read["status"]["code"] not in get_args(Code):
+        msg = f"its status {read['status']['code']!r} isn't known"
+        raise ValueError(msg)
+    W, H = (_factor(group, name, read["lazy"]) for name in ("W", "H"))
+    if W.shape[1] != H.shape[0]:
+        msg = f"W has shape {W.shape}, but H has shape {H.shape}"
+        raise ValueError(msg)
+    return Factorization(
+        W=W,
+        H=H,
+        history=History.from_dict(read["history"], read["initial_objective"]),
+        status=Status(**read["status"]),
+        penalty=(read["penalty"]["W"], read["penalty"]["H"]),
+        solver=read["solver"],
+        seed=read["seed"],
+        objectives=tuple(read["objectives"]),
+    )
+
+
+def _factor(group: Any, name: str, lazy: bool) -> Array:
+    array = group[name]
+    if array.ndim != 2:
+        msg = f"{name} has shape {array.shape}"
+        raise ValueError(msg)
+    lost = array.nchunks - array.nchunks_initialized
+    if lost:
+        msg = f"{lost} of the {array.nchunks} chunks of {name} are missing"
+        raise ValueError(msg)
+    if not lazy:
+        return array[...]
+    import dask.array as da
+
+    return da.from_zarr(array, name=False)
+
+
+def encode(value: Any) -> Any:
+    """Return a value as strict JSON; dataclasses as their class's name and fields."""
+    if isinstance(value, dict):
+        return {key: encode(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [encode(item) for item in value]
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return _encode_real(float(value))
+    name = type(value).__name__
+    if KNOWN.get(name) is not type(value):
+        msg = (
+            f"{value!r} can't be saved, because a model holds no code and only dmf's "
+            "own solvers and penalties are made again; save "
+            "dataclasses.replace(factorization, solver=dmf.NormalizedGradient())"
+        )
+        raise TypeError(msg)
+    parts = {f.name: encode(getattr(value, f.name)) for f in fields(value)}
+    return {"kind": name, **parts}
+
+
+def decode(value: Any) -> Any:
+    """The inverse of `encode`; tuples come back as lists."""
+    if isinstance(value, list):
+        return [decode(item) for item in value]
+    if isinstance(value, str) and value in NOT_FINITE:
+        return float(value)
+    if not isinstance(value, dict):
+        return value
+    parts = {key: decode(item) for key, item in value.items()}
+    if "kind" not in parts:
+        return parts
+    name = parts.pop("kind")
+    if name not in KNOWN:
+        msg = f"this dmf doesn't know {name!r}"
+        raise ValueError(msg)
+    return KNOWN[name](**parts)
+
+
+def _encode_real(number: float) -> float | str:
+    if math.isfinite(number):
+        return number
+    if math.isnan(number):
+        return "NaN"
+    return "Infinity" if number > 0 else "-Infinity"
