@@ -25,9 +25,9 @@ from dmf.validation import (
     check_integer,
     check_mask,
     check_matrix,
-    check_observed,
     check_rank,
     check_real,
+    check_scale,
 )
 
 if TYPE_CHECKING:
@@ -145,13 +145,13 @@ def factorize(
     check_every = check_integer("check_every", check_every, at_least=1)
     seed = check_integer("seed", seed, at_least=0)
     tol = check_real("tol", tol)
-    callbacks = tuple(callbacks)
+    callbacks = _check_callbacks(callbacks)
     runner = choose_runner(client)
 
     with runner.session(), ExitStack() as stack:
         reload = partial(load, X, mask, rank, runner)
         data = reload()
-        check_observed(data.totals.weight, shape)
+        check_scale(data.totals.mean_square**0.5, data.dtype)
         penalties = _resolve(penalty, data.totals.mean_square**0.5)
         scale = scale_for(data.totals.mean_square, rank)
         bar = stack.enter_context(Progress(progress, max_rounds, restarts))
@@ -214,7 +214,7 @@ def _rank_of(outcome: Outcome) -> float:
 
 def _resolve(penalty: Any, rms: float) -> Penalties:
     """Return the penalties for W and for H."""
-    if penalty == "auto":
+    if isinstance(penalty, str):
         penalty = Ridge(AUTO_STRENGTH * rms, by_count=True)
     pair = penalty if isinstance(penalty, tuple) else (penalty, penalty)
     W, H = (Ridge(0.0) if one is None else one for one in pair)
@@ -224,12 +224,23 @@ def _resolve(penalty: Any, rms: float) -> Penalties:
 def _check_penalty(penalty: Any) -> None:
     pair = penalty if isinstance(penalty, tuple) else (penalty, penalty)
     fits = len(pair) == 2 and all(isinstance(one, Ridge | None) for one in pair)
-    if not fits and penalty != "auto":
+    if not fits and not (isinstance(penalty, str) and penalty == "auto"):
         msg = (
             'penalty must be a dmf.Ridge, None, "auto", or a pair (for W, for H) of '
             f"the first two; got {penalty!r}"
         )
         raise TypeError(msg)
+
+
+def _check_callbacks(callbacks: Any) -> tuple[Callback, ...]:
+    listed = tuple(callbacks) if isinstance(callbacks, Iterable) else (None,)
+    if not all(callable(callback) for callback in listed):
+        msg = (
+            "callbacks must be a list of functions that take a dmf.Record, "
+            f"got {callbacks!r}"
+        )
+        raise TypeError(msg)
+    return listed
 
 
 def _check_solver(solver: Any) -> None:

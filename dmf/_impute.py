@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from dmf.engine.arrays import fill_lazily
-from dmf.engine.data import check_kinds, is_dask
-from dmf.observed import fill_block, filled_dtype
+from dmf.engine.data import check_kinds, in_memory, is_dask
+from dmf.observed import check_weights, fill_block, filled_dtype
 from dmf.result import Factorization
 from dmf.validation import check_mask, check_matrix
 
@@ -60,9 +60,10 @@ def impute(X: Array, factorization: Factorization, mask: Array | None = None) ->
     if mask is not None:
         check_mask(X, mask)
         check_kinds(X, mask)
+        if not is_dask(mask):
+            check_weights(mask)
     W, H = factorization.W, factorization.H
     if is_dask(X):
         return fill_lazily(X, mask, W, H)
     W, H = np.asarray(W), np.asarray(H)
-    mask = np.asarray(mask) if is_dask(mask) else mask
-    return fill_block(X, mask, W, H.T, filled_dtype(X.dtype))
+    return fill_block(X, in_memory(mask), W, H.T, filled_dtype(X.dtype))

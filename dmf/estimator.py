@@ -167,6 +167,13 @@ class MatrixFactorization(
             observed.
         """
         check_is_fitted(self)
+        rank = self.components_.shape[0]
+        if len(W.shape) != 2 or W.shape[1] != rank:
+            msg = (
+                f"W has shape {tuple(W.shape)}, but the model has rank {rank}; pass "
+                "what transform returns"
+            )
+            raise ValueError(msg)
         return W @ self.components_
 
     @property

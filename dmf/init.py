@@ -48,7 +48,9 @@ def random_strip(
     -------
     array, shape (len(rows), rank)
     """
-    key = np.random.SeedSequence([seed, start, axis]).generate_state(2, np.uint64)
+    key = np.random.SeedSequence(seed, spawn_key=(start, axis)).generate_state(
+        2, np.uint64
+    )
     per_row = -(-rank // _PER_COUNT)
     # A counter has 256 bits; its lowest word counts the rows.
     counter = np.array([rows.start * per_row, 0, 0, 0], dtype=np.uint64)

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 Array = Any
 
+# Beyond, squares of float32 residuals times a weight could overflow.
+LARGEST_WEIGHT = 1e12
+
 
 class Totals(NamedTuple):
     """Sums over the observed entries of a block, or of many."""
@@ -77,20 +80,36 @@ def observed_entries(X: Array, mask: Array | None) -> Array:
 def totals(block: DenseBlock | SparseBlock) -> Totals:
     """Return the number of observed entries, their weight and weighted squares."""
     values, weights = block.values, block.weights
+    if isinstance(block, DenseBlock):
+        parts = [
+            _sums(values[rows, :], None if weights is None else weights[rows, :])
+            for rows in dense.tiles(block)
+        ]
+        return Totals(*(sum(items) for items in zip(*parts, strict=True)))
+    return _sums(values, weights)
+
+
+def _sums(values: Array, weights: Array | None) -> Totals:
     xp = array_namespace(values)
-    if weights is None:
-        count = int(np.prod(values.shape))
-        squares = float(xp.sum(values * values, dtype=xp.float64))
-        return Totals(count, float(count), squares)
-    if weights.dtype == xp.bool:
-        count = int(xp.count_nonzero(weights))
-        squares = float(xp.sum(values * values, dtype=xp.float64))  # 0 if unobserved
-        return Totals(count, float(count), squares)
+    squares = xp.astype(values, xp.float64) ** 2  # they may leave float32
+    if weights is None or weights.dtype == xp.bool:
+        stored = int(np.prod(values.shape))
+        count = stored if weights is None else int(xp.count_nonzero(weights))
+        # Where nothing is observed, the value is 0.
+        return Totals(count, float(count), float(xp.sum(squares)))
     return Totals(
         int(xp.count_nonzero(weights)),
         float(xp.sum(weights, dtype=xp.float64)),
-        float(xp.sum(weights * values * values, dtype=xp.float64)),
+        float(xp.sum(weights * squares)),
     )
+
+
+def is_empty(block: DenseBlock | SparseBlock) -> bool:
+    """Return whether nothing is observed in a block."""
+    if block.weights is None:
+        return not np.prod(block.values.shape)
+    xp = array_namespace(block.values)
+    return not bool(xp.any(block.weights != 0))
 
 
 def counts(block: DenseBlock | SparseBlock, axis: int) -> Array:
@@ -133,11 +152,12 @@ def fill_block(X: Array, mask: Array | None, W: Array, H: Array, dtype: Any) -> 
         Kept transposed, as everywhere inside dmf.
     dtype : dtype of the result
     """
+    if mask is not None:
+        check_weights(mask)
     if not is_sparse(X):
         observed = observed_entries(X, mask)
         return dense.fill(X.astype(dtype, copy=False), observed, W, H)
-    X = canonical_csr(X)
-    weights = None if mask is None else canonical_csr(mask).data
+    X, weights = _same_pattern(X, mask)
     observed = observed_entries(X.data, weights)
     rows = np.repeat(np.arange(X.shape[0]), np.diff(X.indptr))
     result = (W @ H.T).astype(dtype, copy=False)
@@ -150,7 +170,7 @@ def _observe_dense(
 ) -> DenseBlock:
     xp = array_namespace(X)
     if mask is not None:
-        _check_weights(mask, xp, origin)
+        check_weights(mask)
     observed = observed_entries(X, mask)
     if xp.isdtype(X.dtype, "real floating"):
         _check_finite(X, observed, xp, origin)
@@ -171,22 +191,13 @@ def _observe_sparse(
 ) -> SparseBlock:
     from dmf.kernels.sparse import SparseBlock
 
-    X = canonical_csr(X)
-    weights = None
     if mask is not None:
-        mask = canonical_csr(mask)
-        same = np.array_equal(X.indptr, mask.indptr)
-        if not same or not np.array_equal(X.indices, mask.indices):
-            msg = (
-                "the mask of a sparse X must store the same entries as X "
-                f"(it stores {mask.nnz}, X stores {X.nnz}); leave what is unobserved "
-                "out of X, and give weights for the entries that X stores"
-            )
-            raise ValueError(msg)
-        _check_weights(mask.data, np, origin)
-        if not np.all(mask.data == 1):
-            weights = mask.data.astype(dtype)
-    observed = observed_entries(X.data, None if mask is None else mask.data)
+        check_weights(mask)
+    X, given = _same_pattern(X, mask)
+    observed = observed_entries(X.data, given)
+    weights = None
+    if given is not None and not np.all(given == 1):
+        weights = given.astype(dtype)
     if X.data.dtype.kind == "f" and not np.all(np.isfinite(X.data[observed])):
         entry = int(np.flatnonzero(np.isinf(X.data) & observed)[0])
         row = int(np.searchsorted(X.indptr, entry, side="right")) - 1
@@ -217,8 +228,17 @@ def canonical_csr(X: Any) -> Any:
     return result
 
 
-def _check_weights(mask: Array, xp: Any, origin: tuple[int, int]) -> None:
-    if mask.dtype == xp.bool:
+def check_weights(mask: Array) -> None:
+    """Refuse weights that are negative, infinite or NaN, or too large for float32.
+
+    Parameters
+    ----------
+    mask : array or scipy.sparse array, of bools or numbers
+    """
+    if is_sparse(mask):
+        mask = canonical_csr(mask).data
+    xp = array_namespace(mask)
+    if mask.dtype == xp.bool or mask.size == 0:
         return
     if xp.isdtype(mask.dtype, "real floating") and bool(xp.any(xp.isnan(mask))):
         msg = (
@@ -226,16 +246,31 @@ def _check_weights(mask: Array, xp: Any, origin: tuple[int, int]) -> None:
             "weight (or True) for what is observed"
         )
         raise ValueError(msg)
-    if mask.size == 0:
-        return
     smallest, largest = float(xp.min(mask)), float(xp.max(mask))
-    if smallest < 0 or largest == float("inf"):
+    if smallest < 0 or largest > LARGEST_WEIGHT:
         bad = smallest if smallest < 0 else largest
         msg = (
-            f"mask has the weight {bad:g}; weights must be finite and not negative, "
-            "0 for what is unobserved"
+            f"mask has the weight {bad:g}; weights must be at least 0 (for what is "
+            f"unobserved) and at most {LARGEST_WEIGHT:g}"
         )
         raise ValueError(msg)
+
+
+def _same_pattern(X: Any, mask: Any | None) -> tuple[Any, Array | None]:
+    """Return a sparse X in compressed rows, and the weights of its stored entries."""
+    X = canonical_csr(X)
+    if mask is None:
+        return X, None
+    mask = canonical_csr(mask)
+    same = np.array_equal(X.indptr, mask.indptr)
+    if not same or not np.array_equal(X.indices, mask.indices):
+        msg = (
+            "the mask of a sparse X must store the same entries as X "
+            f"(it stores {mask.nnz}, X stores {X.nnz}); leave what is unobserved "
+            "out of X, and give weights for the entries that X stores"
+        )
+        raise ValueError(msg)
+    return X, mask.data
 
 
 def _check_finite(X: Array, observed: Array, xp: Any, origin: tuple[int, int]) -> None:

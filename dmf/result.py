@@ -57,8 +57,8 @@ class Record:
 class History(Sequence[Record]):
     """The records of a fit, one a round, and their columns as arrays.
 
-    ``history[-1].rmse`` is the last round's, ``history.rmse`` all of them, as a float64
-    array of shape (rounds,). The columns are the fields of `Record`.
+    ``history[-1].rmse`` is the last round's, ``history.rmse`` all of them, as an array
+    of shape (rounds,). The columns are the fields of `Record`.
 
     Parameters
     ----------

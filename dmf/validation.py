@@ -54,6 +54,9 @@ def check_matrix(name: str, X: Any) -> tuple[int, int]:
             f"with mask=~numpy.ma.getmaskarray({name})"
         )
         raise TypeError(msg)
+    if isinstance(X, np.matrix):
+        msg = f"{name} is a numpy.matrix; pass numpy.asarray({name})"
+        raise TypeError(msg)
     if len(X.shape) != 2:
         msg = f"{name} must have two dimensions, got shape {tuple(X.shape)}"
         raise ValueError(msg)
@@ -97,12 +100,25 @@ def check_rank(rank: Any, shape: tuple[int, int]) -> int:
     return int(rank)
 
 
-def check_observed(weight: float, shape: tuple[int, int]) -> None:
+def refuse_empty(shape: tuple[int, int]) -> None:
     """Refuse a matrix without a single observed entry."""
-    if weight <= 0:
+    msg = (
+        f"X of shape {tuple(shape)} has no observed entry; check the mask, or which "
+        "value stands for missing (NaN in dense arrays, what isn't stored in sparse "
+        "ones)"
+    )
+    raise ValueError(msg)
+
+
+def check_scale(rms: float, dtype: np.dtype[Any]) -> None:
+    """Refuse values whose squares the dtype can't hold."""
+    # A quarter of the exponents: room for squares, and for residuals far below X.
+    limit = float(np.finfo(dtype).max) ** 0.25
+    if rms > limit or 0 < rms < 1 / limit:
         msg = (
-            f"X of shape {shape} has no observed entry; check the mask, or which value "
-            "stands for missing (NaN in dense arrays, what isn't stored in sparse ones)"
+            f"the observed entries of X are around {rms:.2g} (root mean square), too "
+            f"{'large' if rms > 1 else 'small'} for {dtype}; give X in another unit"
+            + (", or in float64" if dtype == np.float32 else "")
         )
         raise ValueError(msg)
 

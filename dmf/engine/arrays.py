@@ -10,7 +10,7 @@ import numpy as np
 
 from dmf.engine.data import Data, is_dask
 from dmf.engine.runner import Leaf, Runner, choose_runner
-from dmf.observed import fill_block, filled_dtype
+from dmf.observed import canonical_csr, fill_block, filled_dtype, is_sparse
 
 Array = Any
 
@@ -57,6 +57,7 @@ def fill_lazily(X: Array, mask: Array | None, W: Array, H: Array) -> Array:
     arguments: list[Any] = [X, "ij"]
     if mask is not None:
         if not is_dask(mask):
+            mask = canonical_csr(mask) if is_sparse(mask) else mask
             mask = da.from_array(mask, chunks=X.chunks)
         arguments += [mask if mask.chunks == X.chunks else mask.rechunk(X.chunks), "ij"]
     else:

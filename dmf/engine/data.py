@@ -24,8 +24,17 @@ from dmf.engine.lower import Lowering, Place
 from dmf.engine.runner import Leaf, Runner
 from dmf.engine.trace import Trace, follow
 from dmf.kernels import kernels_for
-from dmf.observed import Totals, canonical_csr, counts, is_sparse, observe, totals
-from dmf.validation import working_dtype
+from dmf.observed import (
+    Totals,
+    canonical_csr,
+    check_weights,
+    counts,
+    is_empty,
+    is_sparse,
+    observe,
+    totals,
+)
+from dmf.validation import refuse_empty, working_dtype
 
 Key = Hashable
 
@@ -82,7 +91,14 @@ def is_dask(X: Any) -> bool:
     return type(X).__module__.startswith("dask.array")
 
 
-def load(X: Any, mask: Any | None, rank: int, runner: Runner) -> Data:
+def in_memory(X: Any) -> Any:
+    """Return a Dask array's value; anything else as it is."""
+    return X.compute() if is_dask(X) else X
+
+
+def load(
+    X: Any, mask: Any | None, rank: int, runner: Runner, *, may_be_empty: bool = False
+) -> Data:
     """Cut X and its mask into blocks, and count what is observed.
 
     Parameters
@@ -91,11 +107,13 @@ def load(X: Any, mask: Any | None, rank: int, runner: Runner) -> Data:
     mask : array, shape (m, n), or None
     rank : int
     runner : Runner
+    may_be_empty : bool
+        Whether X may do without a single observed entry.
 
     Raises
     ------
     ValueError
-        Values or weights that `dmf.observed.observe` refuses.
+        Values or weights that `dmf.observed.observe` refuses; nothing is observed.
     """
     token = uuid.uuid4().hex[:8]
     dtype = working_dtype(X.dtype)
@@ -104,8 +122,14 @@ def load(X: Any, mask: Any | None, rank: int, runner: Runner) -> Data:
     if is_dask(X):
         grid, leaves = _load_dask(X, mask, rank, kind, dtype, token, runner)
     else:
-        grid, leaves = _load_array(X, mask, rank, kind, dtype, token, runner)
+        grid, blocks = _cut_array(X, mask, rank, kind, dtype, token)
+        if not may_be_empty and all(is_empty(block) for block in blocks.values()):
+            refuse_empty(X.shape)
+        values = runner.put(list(blocks.values()))
+        leaves = dict(zip(blocks, values, strict=True))
     summary, total = _count(grid, leaves, token, runner)
+    if not may_be_empty and total.weight <= 0:
+        refuse_empty(X.shape)
     return Data(
         shape=tuple(X.shape),
         dtype=dtype,
@@ -137,18 +161,17 @@ def block_kind(X: Any) -> str:
     return "sparse" if is_sparse(meta_from_array(X)) else "dense"
 
 
-def _load_array(
+def _cut_array(
     X: Any,
     mask: Any | None,
     rank: int,
     kind: str,
     dtype: np.dtype[Any],
     token: str,
-    runner: Runner,
-) -> tuple[Grid, dict[Key, Leaf]]:
+) -> tuple[Grid, dict[Key, Any]]:
     """Cut an array in memory; bad values are refused before any task exists."""
     m, n = X.shape
-    mask = np.asarray(mask) if is_dask(mask) else mask
+    mask = in_memory(mask)
     if kind == "sparse":
         X = canonical_csr(X)
         mask = None if mask is None else canonical_csr(mask)
@@ -171,8 +194,7 @@ def _load_array(
                 dtype,
                 (rows.start, columns.start),
             )
-    leaves = runner.put(list(blocks.values()))
-    return grid, dict(zip(blocks, leaves, strict=True))
+    return grid, blocks
 
 
 def _load_dask(
@@ -187,6 +209,8 @@ def _load_dask(
     """Make blocks of whole chunks, inside tasks."""
     from dask.base import optimize
 
+    if mask is not None and not is_dask(mask):
+        check_weights(mask)
     grid = _grid_of_chunks(X, rank, kind)
     P, Q = grid.shape
     X = _aligned(X, "X", grid)

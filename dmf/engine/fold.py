@@ -38,7 +38,7 @@ def fold_in_rows(
         A Dask array if X is one, else NumPy. Rows without observed entries are 0.
     """
     rank = H.shape[0]
-    data = load(X, mask, rank, runner)
+    data = load(X, mask, rank, runner, may_be_empty=True)
     P, Q = data.grid.shape
     Ht = np.asarray(H).T.astype(data.dtype)
     columns = [data.grid.strip(1, j) for j in range(Q)]

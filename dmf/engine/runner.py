@@ -91,7 +91,9 @@ class Threads:
         return values
 
     def run(self, graph: Graph, keys: list[Key]) -> dict[Key, Leaf]:
-        (done,) = persist(Tasks(graph, keys))
+        # Left to itself, Dask imports distributed to look for a client.
+        chosen = dask.config.get("scheduler", None) or dask.threaded.get
+        (done,) = persist(Tasks(graph, keys), scheduler=chosen)
         return {key: done.graph[key] for key in keys}
 
     def fetch(self, leaves: list[Leaf]) -> list[Any]:

@@ -64,7 +64,7 @@ def gradient(
     scratch = _Scratch(xp)
     result = xp.zeros_like(moving)
     loss = xp.zeros((), dtype=xp.float64)
-    for rows in _tiles(block):
+    for rows in tiles(block):
         residual = scratch.product(0, W[rows, :], H)
         residual -= block.values[rows, :]
         weighted = scratch.weigh(1, residual, block.weights, rows)
@@ -98,7 +98,7 @@ def curvature(
     xp = array_namespace(block.values)
     scratch = _Scratch(xp)
     result = xp.zeros((block.shape[axis], PAIRS[len(moves)]), dtype=xp.float64)
-    for rows in _tiles(block):
+    for rows in tiles(block):
         # The block's rows are tiled: they belong to the moving factor or to the fixed.
         products = [
             scratch.product(k, move[rows, :], fixed)
@@ -182,7 +182,7 @@ def fill(X: Array, observed: Array, W: Array, H: Array) -> Array:
     """
     xp = array_namespace(X)
     result = xp.empty_like(X)
-    for rows in _tiles(DenseBlock(X, None)):
+    for rows in tiles(DenseBlock(X, None)):
         product = xp.astype(W[rows, :] @ H.T, X.dtype)
         result[rows, :] = xp.where(observed[rows, :], X[rows, :], product)
     return result
@@ -192,7 +192,8 @@ def fill(X: Array, observed: Array, W: Array, H: Array) -> Array:
 PAIRS = {1: 1, 2: 3}
 
 
-def _tiles(block: DenseBlock) -> Iterator[slice]:
+def tiles(block: DenseBlock) -> Iterator[slice]:
+    """Cut the rows of a block into slices, each a tile."""
     p, q = block.shape
     smallest, largest = TILE_ROWS
     xp = array_namespace(block.values)

@@ -82,19 +82,22 @@ def solve(
     xp = array_namespace(moving)
     matrices, loss_gradient, loss = summed
     rank = moving.shape[1]
-    identity = xp.eye(rank, dtype=xp.float64)
+    identity = xp.eye(rank, dtype=xp.float64)[None, :, :]
     loss_gradient = xp.astype(loss_gradient, xp.float64)
     penalty_gradient = xp.astype(penalty.gradient(moving, counts), xp.float64)
     right = loss_gradient + penalty_gradient
-    strengths = penalty.strengths(counts, xp.float64)
+    strengths = penalty.strengths(counts, xp.float64)[:, None, None]
     matrices = xp.astype(matrices, xp.float64)
+    penalized = matrices + strengths * identity
     # Rows with fewer entries than the rank leave directions without curvature, and
-    # without slope: a ridge at the level of rounding makes the system regular.
-    trace = xp.linalg.trace(matrices) / rank + strengths
+    # without slope. A ridge far above rounding makes the systems regular; the second
+    # solve takes back what it did to the other directions.
+    trace = xp.linalg.trace(penalized)[:, None, None] / rank
     trace = xp.where(trace > 0, trace, xp.ones_like(trace))
-    diagonal = strengths + 10 * float(xp.finfo(moving.dtype).eps) * trace
-    system = matrices + diagonal[:, None, None] * identity
-    exact = -xp.linalg.solve(system, right[:, :, None])[:, :, 0]
+    system = penalized + float(xp.finfo(moving.dtype).eps) ** 0.5 * trace * identity
+    right = right[:, :, None]
+    exact = -xp.linalg.solve(system, right)
+    exact = (exact - xp.linalg.solve(system, right + penalized @ exact))[:, :, 0]
     move = xp.astype(exact, moving.dtype)
     taken = xp.astype(move, xp.float64)
     curved = xp.matmul(matrices, taken[:, :, None])[:, :, 0]

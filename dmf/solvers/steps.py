@@ -67,7 +67,7 @@ class Decay:
         check_real("power", self.power, positive=True)
 
     def lengths(self, model: Model, round: int, tolerance: float) -> Array:
-        return _normalized(model, self.learning_rate / round**self.power)
+        return _normalized(model, self.learning_rate * float(round) ** -self.power)
 
 
 @dataclass(frozen=True)
