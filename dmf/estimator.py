@@ -194,7 +194,7 @@ class MatrixFactorization(
                 X,
                 reset=reset,
                 accept_sparse=True,
-                dtype=None,
+                dtype="numeric",  # objects that are numbers, as scikit-learn takes them
                 ensure_all_finite=False,
             )
         _, columns = check_matrix("X", X)

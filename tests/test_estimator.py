@@ -406,11 +406,6 @@ def test_set_output_default(form: str) -> None:
     np.testing.assert_array_equal(np.asarray(W), expected)
 
 
-@parametrize_with_checks(
-    [MatrixFactorization(rank=1, max_rounds=20)],
-    expected_failed_checks=lambda estimator: {
-        "check_dtype_object": "objects are refused, also if they are numbers"
-    },
-)
+@parametrize_with_checks([MatrixFactorization(rank=1, max_rounds=20)])
 def test_conventions_of_scikit_learn(estimator: Any, check: Any) -> None:
     check(estimator)
