@@ -37,8 +37,8 @@ Array = Any
 Callback = Callable[[Record], Any]
 Penalty = Ridge | None
 
-# penalty="auto": the strength of the ridge, in units of the data's root mean square.
-AUTO_STRENGTH = 0.01
+# penalty="auto": the strength of the ridge, in units of the data's standard deviation.
+AUTO_STRENGTH = 0.02
 
 
 def factorize(
@@ -78,8 +78,9 @@ def factorize(
         entries. Entries that are NaN in X are missing whatever the mask says.
     penalty : Ridge, None, a pair of them, or "auto", default "auto"
         On both factors, or (for W, for H). "auto" is
-        ``Ridge(0.01 * rms, by_count=True)``, where rms is the root mean square of the
-        observed entries: light, and the same for X in any unit. None: no penalty.
+        ``Ridge(0.02 * std, by_count=True)``, where std is the standard deviation of the
+        observed entries: it pulls predictions towards 0 by a few percent of the spread
+        of X, whatever the unit and the level of X. None: no penalty.
     solver : Solver, optional
         Default `NormalizedGradient()`.
     restarts : int, default 1
@@ -96,7 +97,9 @@ def factorize(
         The same seed gives the same start for any chunking, and bitwise the same
         factors for any number of threads or workers.
     client : distributed.Client, optional
-        Where to run. Default: the active client, else the threads of this process.
+        Where to run. Default: the active client, else the threads of this process. The
+        factors of a Dask X stay on the cluster: use them while the client is active, or
+        inside ``with client.as_current():``.
     callbacks : iterable of callables
         Each is called with every `Record`; one that returns True stops the fit.
     progress : bool, optional
@@ -118,6 +121,11 @@ def factorize(
     --------
     impute : fill what is missing.
     MatrixFactorization : the same as a scikit-learn estimator.
+
+    Notes
+    -----
+    A level that is far above the spread of X (temperatures in kelvin, ratings from 1 to
+    5) takes up a component and many rounds: subtract the mean first.
 
     References
     ----------
@@ -152,10 +160,11 @@ def factorize(
         reload = partial(load, X, mask, rank, runner)
         data = reload()
         check_scale(data.totals.mean_square**0.5, data.dtype)
-        penalties = _resolve(penalty, data.totals.mean_square**0.5)
+        penalties = _resolve(penalty, data.totals.deviation)
         scale = scale_for(data.totals.mean_square, rank)
         bar = stack.enter_context(Progress(progress, max_rounds, restarts))
-        outcomes: list[Outcome] = []
+        best: Outcome | None = None
+        objectives: list[float] = []
         for start in range(restarts):
             bar.begin(start)
             loop = Loop(
@@ -171,17 +180,20 @@ def factorize(
                 watch=partial(_watch, (bar.show, *callbacks)),
             )
             try:
-                outcomes.append(loop.run())
-                status = outcomes[-1].status
+                outcome = loop.run()
+                status = outcome.status
+                objectives.append(outcome.objective)
+                # Only the best factors are kept: they may be large.
+                best = outcome if best is None else min(best, outcome, key=_rank_of)
             except KeyboardInterrupt:  # before the start was there
-                if not outcomes:
+                if best is None:
                     raise
                 status = Status("interrupted", 0)
             data = loop.data  # loaded anew if workers were lost
             cut_short = status.code in ("interrupted", "stopped")
             if cut_short:
                 break
-        best = min(outcomes, key=_rank_of)
+        assert best is not None
         W, Ht = (
             strips_to_array(
                 data, best.state.strips(axis), axis, rank, is_dask(X), runner
@@ -197,7 +209,7 @@ def factorize(
         penalty=penalties,
         solver=solver,
         seed=seed,
-        objectives=tuple(outcome.objective for outcome in outcomes),
+        objectives=tuple(objectives),
     )
 
 
@@ -212,10 +224,10 @@ def _rank_of(outcome: Outcome) -> float:
     return math.inf if math.isnan(outcome.objective) else outcome.objective
 
 
-def _resolve(penalty: Any, rms: float) -> Penalties:
+def _resolve(penalty: Any, deviation: float) -> Penalties:
     """Return the penalties for W and for H."""
     if isinstance(penalty, str):
-        penalty = Ridge(AUTO_STRENGTH * rms, by_count=True)
+        penalty = Ridge(AUTO_STRENGTH * deviation, by_count=True)
     pair = penalty if isinstance(penalty, tuple) else (penalty, penalty)
     W, H = (Ridge(0.0) if one is None else one for one in pair)
     return W, H

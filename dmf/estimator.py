@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 from sklearn.base import (
     BaseEstimator,
     ClassNamePrefixFeaturesOutMixin,
@@ -188,6 +189,8 @@ class MatrixFactorization(
 
     def _checked(self, X: Array, *, reset: bool) -> Array:
         """Check the number (and names) of the features; dmf checks the rest."""
+        if isinstance(X, np.ma.MaskedArray):
+            check_matrix("X", X)  # scikit-learn would drop the mask without a word
         if not is_dask(X):
             return validate_data(
                 self,
@@ -197,7 +200,10 @@ class MatrixFactorization(
                 dtype="numeric",  # objects that are numbers, as scikit-learn takes them
                 ensure_all_finite=False,
             )
-        _, columns = check_matrix("X", X)
+        rows, columns = check_matrix("X", X)
+        if rows == 0:
+            msg = "X has no rows; pass at least one"
+            raise ValueError(msg)
         if reset:
             self.n_features_in_ = columns
         elif columns != self.n_features_in_:

@@ -7,6 +7,7 @@ there, and, in a sparse matrix, if it is stored.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -29,12 +30,19 @@ class Totals(NamedTuple):
 
     entries: int
     weight: float
+    sum: float
     sum_of_squares: float
 
     @property
     def mean_square(self) -> float:
         """The weighted mean square of the observed entries; 0 if there are none."""
         return self.sum_of_squares / self.weight if self.weight > 0 else 0.0
+
+    @property
+    def deviation(self) -> float:
+        """The weighted standard deviation of the observed entries; 0 without any."""
+        mean = self.sum / self.weight if self.weight > 0 else 0.0
+        return math.sqrt(max(self.mean_square - mean * mean, 0.0))
 
 
 def is_sparse(X: Any) -> bool:
@@ -80,27 +88,30 @@ def observed_entries(X: Array, mask: Array | None) -> Array:
 def totals(block: DenseBlock | SparseBlock) -> Totals:
     """Return the number of observed entries, their weight and weighted squares."""
     values, weights = block.values, block.weights
-    if isinstance(block, DenseBlock):
-        parts = [
-            _sums(values[rows, :], None if weights is None else weights[rows, :])
-            for rows in dense.tiles(block)
-        ]
-        return Totals(*(sum(items) for items in zip(*parts, strict=True)))
-    return _sums(values, weights)
+    if not isinstance(block, DenseBlock):
+        return _sums(values, weights)
+    total = Totals(0, 0.0, 0.0, 0.0)
+    for rows in dense.tiles(block):
+        part = _sums(values[rows, :], None if weights is None else weights[rows, :])
+        total = Totals._make(a + b for a, b in zip(total, part, strict=True))
+    return total
 
 
 def _sums(values: Array, weights: Array | None) -> Totals:
     xp = array_namespace(values)
-    squares = xp.astype(values, xp.float64) ** 2  # they may leave float32
+    values = xp.astype(values, xp.float64)  # squares may leave float32
     if weights is None or weights.dtype == xp.bool:
         stored = int(np.prod(values.shape))
         count = stored if weights is None else int(xp.count_nonzero(weights))
         # Where nothing is observed, the value is 0.
-        return Totals(count, float(count), float(xp.sum(squares)))
+        sums = float(xp.sum(values)), float(xp.sum(values * values))
+        return Totals(count, float(count), *sums)
+    weighted = weights * values
     return Totals(
         int(xp.count_nonzero(weights)),
         float(xp.sum(weights, dtype=xp.float64)),
-        float(xp.sum(weights * squares)),
+        float(xp.sum(weighted)),
+        float(xp.sum(weighted * values)),
     )
 
 
@@ -154,14 +165,20 @@ def fill_block(X: Array, mask: Array | None, W: Array, H: Array, dtype: Any) -> 
     """
     if mask is not None:
         check_weights(mask)
-    if not is_sparse(X):
-        observed = observed_entries(X, mask)
-        return dense.fill(X.astype(dtype, copy=False), observed, W, H)
-    X, weights = _same_pattern(X, mask)
-    observed = observed_entries(X.data, weights)
-    rows = np.repeat(np.arange(X.shape[0]), np.diff(X.indptr))
-    result = (W @ H.T).astype(dtype, copy=False)
-    result[rows[observed], X.indices[observed]] = X.data[observed]
+    if is_sparse(X):
+        X, weights = _same_pattern(X, mask)
+        observed = observed_entries(X.data, weights)
+        owners = np.repeat(np.arange(X.shape[0]), np.diff(X.indptr))
+        result = (W @ H.T).astype(dtype, copy=False)
+        result[owners[observed], X.indices[observed]] = X.data[observed]
+        return result
+    xp = array_namespace(X)
+    X = xp.astype(X, dtype, copy=False)
+    observed = observed_entries(X, mask)
+    result = xp.empty_like(X)
+    for rows in dense.tiles(DenseBlock(X, None)):
+        product = xp.astype(W[rows, :] @ H.T, dtype)
+        result[rows, :] = xp.where(observed[rows, :], X[rows, :], product)
     return result
 
 
@@ -222,6 +239,15 @@ def canonical_csr(X: Any) -> Any:
     Entries that are given twice are added, as everywhere in scipy.sparse.
     """
     result = X.tocsr()
+    columns = result.indices
+    if result.nnz and not 0 <= columns.min() <= columns.max() < X.shape[1]:
+        # Compiled kernels trust the columns.
+        msg = (
+            f"a sparse matrix of shape {X.shape} stores entries in the columns "
+            f"{columns.min()} to {columns.max()}; build it anew from rows, columns and "
+            "values"
+        )
+        raise ValueError(msg)
     if not result.has_canonical_format:
         result = result.copy() if result is X else result
         result.sum_duplicates()

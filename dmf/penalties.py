@@ -2,7 +2,7 @@
 
 A penalty Ω is a sum over the rows of a factor (for H: over its columns, which dmf keeps
 as rows). It offers its value, its gradient, its curvature between two moves, and its
-minimiser's diagonal for the normal equations.
+strength on each row for the normal equations.
 """
 
 from __future__ import annotations

@@ -39,8 +39,7 @@ def check_real(
 def check_matrix(name: str, X: Any) -> tuple[int, int]:
     """Return the shape of X; refuse what isn't a matrix of real numbers.
 
-    Accepted: NumPy arrays, scipy.sparse matrices and arrays, Dask arrays, arrays of
-    array-API namespaces.
+    Accepted: NumPy arrays, scipy.sparse matrices and arrays, Dask arrays.
     """
     if not hasattr(X, "dtype") or not hasattr(X, "shape"):
         msg = (
@@ -66,8 +65,7 @@ def check_matrix(name: str, X: Any) -> tuple[int, int]:
             f"{name}.compute_chunk_sizes() first"
         )
         raise ValueError(msg)
-    kind = np.dtype(X.dtype).kind if isinstance(X.dtype, np.dtype) else "f"
-    if kind not in "biuf":
+    if np.dtype(X.dtype).kind not in "biuf":
         msg = (
             f"{name} must hold real numbers, got dtype {X.dtype}; convert it first, "
             f"for example with {name}.astype('float64')"
@@ -125,4 +123,4 @@ def check_scale(rms: float, dtype: np.dtype[Any]) -> None:
 
 def working_dtype(dtype: Any) -> Any:
     """Return the dtype to compute in: float32 for float16 and float32, else float64."""
-    return np.dtype(WORKING_DTYPES.get(str(dtype), "float64"))
+    return np.dtype(WORKING_DTYPES.get(np.dtype(dtype).name, "float64"))

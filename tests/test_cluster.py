@@ -215,11 +215,75 @@ def test_a_cluster_that_keeps_losing_workers_is_given_up(
     assert len(tries) == MAX_LOSSES + 1
 
 
-def test_the_scheduler_sees_few_readable_tasks(client: Any) -> None:
-    """Nothing large is sent in a graph: that would warn, and warnings are errors."""
+def test_nothing_large_is_sent_in_a_graph(client: Any) -> None:
+    """That would warn, and warnings are errors."""
     X = np.random.default_rng(0).standard_normal((1500, 1200))
+    assert X.nbytes > 10 * 2**20
+    mask = np.ones((5000, 4000), dtype=bool)
     fit = dmf.factorize(X, 2, max_rounds=2)
     assert len(fit.history) == 2
+    lazy = da.ones((5000, 4000), chunks=(2500, 4000))
+    fit = dmf.factorize(lazy, 2, mask=mask, max_rounds=2)
+    filled = dmf.impute(lazy, fit, mask=mask)
+    assert float(filled.sum().compute()) == 5000 * 4000
+
+
+def test_a_client_that_is_passed_serves_dask_arrays_too(cluster: Any) -> None:
+    from distributed import Client
+
+    problem = low_rank(m=60, n=40)
+    X = da.from_array(problem.nan, chunks=(30, 40))
+    expected = on_threads(X, 3)
+    with Client(cluster, set_as_default=False) as client:
+        fit = dmf.factorize(X, 3, client=client, **SETTINGS)
+        model = dmf.MatrixFactorization(3, client=client, max_rounds=3)
+        W = model.fit_transform(X)
+        with client.as_current():
+            assert_same_bits(fit, expected)
+            assert np.isfinite(W.compute()).all()
+
+
+@pytest.mark.faults
+def test_a_restarted_cluster_with_dask_input(client: Any) -> None:
+    """Nothing is left on the workers: the fit begins anew, with the same bits."""
+    problem = low_rank(m=60, n=40)
+    X = da.from_array(problem.nan, chunks=(30, 40))
+    expected = on_threads(X, 3)
+    seen = []
+
+    def restart(record: dmf.Record) -> None:
+        seen.append(record.round)
+        if record.round == 13:
+            client.restart()
+
+    found = dmf.factorize(X, 3, callbacks=[restart], **SETTINGS)
+    assert seen == list(range(1, 16))
+    assert_same_bits(found, expected)
+
+
+@pytest.mark.faults
+def test_an_interrupt_while_workers_are_replaced(
+    client: Any, uneven: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The factors of the last snapshot are all there is, and they are returned."""
+    expected = on_threads(uneven, 5, max_rounds=10)
+    advance = Loop._advance
+
+    def lose(self: Any, state: Any, number: int) -> Any:
+        if state.round == 12:
+            self.reload = interrupt
+            msg = "gone"
+            raise WorkersLost(msg)
+        return advance(self, state, number)
+
+    def interrupt() -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Loop, "_advance", lose)
+    found = dmf.factorize(uneven, 5, **SETTINGS)
+    assert (found.status.code, found.status.round) == ("interrupted", 10)
+    assert len(found.history) == 10
+    assert_same_bits(found, expected)
 
 
 def test_imputing_dask_arrays_with_large_numpy_factors(client: Any) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import dmf
 from dmf.engine import grid, lower
-from dmf.engine.data import load
+from dmf.engine.data import _grid_of_chunks, load
 from dmf.engine.grid import (
     balanced_bounds,
     blocks_for,
@@ -282,6 +282,44 @@ def test_blas_gets_one_thread_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen
     assert set(seen) == {1}
     assert threadpool_info() == before
+
+
+def test_fits_that_overlap_give_blas_its_threads_back() -> None:
+    from contextlib import ExitStack
+
+    from threadpoolctl import threadpool_info
+
+    before = threadpool_info()
+    first, second = ExitStack(), ExitStack()
+    first.enter_context(Threads().session())
+    second.enter_context(Threads().session())
+    first.close()
+    during = [i["num_threads"] for i in threadpool_info() if i["user_api"] == "blas"]
+    assert set(during) == {1}
+    second.close()
+    assert threadpool_info() == before
+
+
+@pytest.mark.usefixtures("keep_chunks")
+def test_chunks_without_rows() -> None:
+    """As `X[condition].compute_chunk_sizes()` leaves them."""
+    problem = low_rank()
+    X = da.concatenate(
+        [
+            da.from_array(problem.nan[:12]),
+            da.zeros((0, 20)),
+            da.from_array(problem.nan[12:]),
+        ]
+    )
+    found = dmf.factorize(X, 3, max_rounds=5)
+    expected = dmf.factorize(problem.nan, 3, max_rounds=5)
+    np.testing.assert_allclose(np.asarray(found.W), expected.W, rtol=1e-8)
+
+
+def test_a_large_chunk_is_cut() -> None:
+    X = da.zeros((8000, 6000), chunks=-1, dtype="f4")
+    grid = _grid_of_chunks(X, 16, "dense")
+    assert grid.shape == blocks_for(X.shape, X.size, 16, "dense") != (1, 1)
 
 
 def test_dask_input_is_read_once() -> None:

@@ -406,6 +406,12 @@ def test_set_output_default(form: str) -> None:
     np.testing.assert_array_equal(np.asarray(W), expected)
 
 
+def test_masked_arrays_do_not_lose_their_mask() -> None:
+    X = np.ma.array(np.ones((4, 3)), mask=np.eye(4, 3, dtype=bool))
+    with pytest.raises(TypeError, match="X is a masked array"):
+        MatrixFactorization(rank=1).fit(X)
+
+
 @parametrize_with_checks([MatrixFactorization(rank=1, max_rounds=20)])
 def test_conventions_of_scikit_learn(estimator: Any, check: Any) -> None:
     check(estimator)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import tracemalloc
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dmf.kernels import dense, kernels_for, sparse
-from dmf.observed import observe
+from dmf.observed import fill_block, observe
 from tests.problems import Problem, low_rank
 
 KINDS = ["dense", "sparse"]
@@ -133,7 +134,7 @@ def test_predict_and_fill() -> None:
     np.testing.assert_allclose(
         sparse.predict(sparse_block, W, H), product[problem.mask], rtol=1e-12
     )
-    filled = dense.fill(problem.nan, problem.mask, W, H)
+    filled = fill_block(problem.nan, None, W, H, np.float64)
     assert np.array_equal(filled[problem.mask], problem.truth[problem.mask])
     np.testing.assert_allclose(filled[~problem.mask], product[~problem.mask])
 
@@ -270,3 +271,19 @@ def test_a_block_with_nothing_observed_is_all_zeros(kind: str, axis: int) -> Non
     gradient, loss = kernels_for(kind).gradient(block, *sides(problem, axis), axis)
     assert loss == 0
     assert not gradient.any()
+
+
+def test_dense_and_sparse_define_the_same_functions() -> None:
+    """A solver names a kernel without asking what kind of blocks there are."""
+    for name in ("gradient", "curvature", "gram", "predict"):
+        one, other = (inspect.signature(getattr(m, name)) for m in (dense, sparse))
+        assert list(one.parameters) == list(other.parameters)
+
+
+def test_long_rows_are_summed_in_float64() -> None:
+    """One row of two million entries: float32 alone would lose the fifth digit."""
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((1, 2_000_000), dtype=np.float32)
+    W, H = np.zeros((1, 1), np.float32), np.zeros((X.shape[1], 1), np.float32)
+    _, loss = dense.gradient(observe(X, None, X.dtype), W, H, 0)
+    assert loss == pytest.approx(0.5 * np.sum(X.astype(float) ** 2), rel=1e-7)

@@ -342,7 +342,7 @@ def test_counts_and_totals(
 
 def test_counts_and_totals_without_a_single_missing_entry() -> None:
     block = observe(np.full((3, 5), 2.0), None, np.float64)
-    assert totals(block) == (15, 15.0, 60.0)
+    assert totals(block) == (15, 15.0, 30.0, 60.0)
     assert counts(block, 0).tolist() == [5] * 3
     assert counts(block, 1).tolist() == [3] * 5
 

@@ -146,10 +146,10 @@ def test_what_a_factorization_holds() -> None:
     assert fit.objective == fit.history[-1].objective
     assert fit.objectives == (fit.objective,)
     assert isinstance(fit.W, np.ndarray)
-    rms = math.sqrt(np.nanmean(low_rank().nan ** 2))
+    deviation = np.nanstd(low_rank().nan)
     for auto in fitted().penalty:
         assert auto.by_count
-        assert auto.strength == pytest.approx(0.01 * rms)
+        assert auto.strength == pytest.approx(0.02 * deviation)
 
 
 # What the history says is true: compare with the formulas, written plainly.

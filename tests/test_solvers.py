@@ -278,3 +278,64 @@ def test_row_plane_reaches_als_on_the_power_law_problem() -> None:
     )
     plane = dmf.factorize(X, 10, penalty=penalty, max_rounds=60, tol=0)
     assert plane.objective <= 1.001 * als.objective
+
+
+@pytest.mark.parametrize("level", [0.0, 290.0])
+def test_the_default_penalty_respects_the_level_of_the_data(level: float) -> None:
+    """Temperatures in kelvin are imputed as well as the same in celsius."""
+    rng = np.random.default_rng(0)
+    truth = level + 5 * (
+        rng.standard_normal((200, 3)) @ rng.standard_normal((3, 50)) / np.sqrt(3)
+        + 0.2 * rng.standard_normal((200, 50))
+    )
+    hidden = rng.random(truth.shape) < 0.3
+    X = np.where(hidden, np.nan, truth)
+    filled = dmf.impute(X, dmf.factorize(X, 4))
+    error = (filled - truth)[hidden]
+    # The penalty pulls by a share of the spread, 5, not of the level.
+    assert abs(error.mean()) < 0.5
+    assert np.sqrt(np.mean(error**2)) < 0.35 * truth.std()
+
+
+@pytest.mark.parametrize("by_count", [False, True])
+def test_gradient_of_the_penalty_is_that_of_its_value(by_count: bool) -> None:
+    rng = np.random.default_rng(0)
+    factor, counts = rng.standard_normal((5, 3)), np.array([0.0, 1, 2, 5, 9])
+    penalty = dmf.Ridge(0.7, by_count=by_count)
+    numeric = np.empty_like(factor)
+    h = 1e-6
+    for index in np.ndindex(factor.shape):
+        up, down = factor.copy(), factor.copy()
+        up[index] += h
+        down[index] -= h
+        numeric[index] = penalty.value(up, counts) - penalty.value(down, counts)
+    gradient = penalty.gradient(factor, counts)
+    np.testing.assert_allclose(gradient, numeric / (2 * h), rtol=1e-6, atol=1e-8)
+    move = rng.standard_normal(factor.shape)
+    along = np.sum(move * (penalty.gradient(factor + move, counts) - gradient), axis=1)
+    np.testing.assert_allclose(penalty.curvature(move, move, counts), along)
+
+
+def test_als_needs_no_more_memory_than_its_tiles() -> None:
+    """The systems of 20,000 rows are solved a few megabytes at a time."""
+    import tracemalloc
+
+    from dmf.solvers.als import TILE_BYTES, solve
+
+    rows, rank = 20_000, 16
+    rng = np.random.default_rng(0)
+    shared = np.eye(rank, dtype=np.float32) + 0.1
+    matrices = np.broadcast_to(shared, (rows, rank, rank))
+    moving = rng.standard_normal((rows, rank), dtype=np.float32)
+    gradient = rng.standard_normal((rows, rank), dtype=np.float32)
+    tracemalloc.start()
+    try:
+        moved, _ = solve(
+            moving, (matrices, gradient, 1.0), np.ones(rows), penalty=dmf.Ridge(0.0)
+        )
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 * TILE_BYTES + 12 * moving.nbytes
+    expected = moving - np.linalg.solve(shared.astype(float), gradient.T).T
+    np.testing.assert_allclose(moved, expected, rtol=1e-4, atol=1e-5)

@@ -621,6 +621,22 @@ def test_a_matrix_of_zeros(by_count: bool) -> None:
                 assert not dmf.impute(X, fit).any()
 
 
+def test_sparse_matrices_with_columns_beyond_their_shape() -> None:
+    """Compiled kernels would read, and write, whatever lies behind the factors."""
+    X = sp.csr_array(np.eye(4))
+    X.indices[2] = 9
+    text = "a sparse matrix of shape (4, 4) stores entries in the columns 0 to 9"
+    assert_refused(ValueError, text, lambda: dmf.factorize(X, 2))
+
+
+def test_blocks_that_are_not_what_their_array_says() -> None:
+    X = da.ones((6, 4), chunks=(3, 4)).map_blocks(
+        sp.csr_array, dtype=float, meta=np.empty((0, 0))
+    )
+    text = "a block of X is sparse (csr_array), but its Dask array says dense"
+    assert_refused(ValueError, text, lambda: dmf.factorize(X, 2))
+
+
 @pytest.mark.parametrize(
     ("dtype", "unit", "word"),
     [

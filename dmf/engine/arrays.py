@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,7 @@ def strips_to_array(
         return np.concatenate([strip for strip, _ in strips])
     leaves = strips if data.recomputable else runner.put(strips)
     lengths = [len(data.grid.strip(axis, i)) for i in range(len(strips))]
-    return _stack(leaves, lengths, rank, data.dtype, item=True)
+    return _stack(leaves, lengths, rank, data.dtype)
 
 
 def fill_lazily(X: Array, mask: Array | None, W: Array, H: Array) -> Array:
@@ -51,18 +51,13 @@ def fill_lazily(X: Array, mask: Array | None, W: Array, H: Array) -> Array:
     """
     import dask.array as da
 
-    W = _in_strips(W, X.chunks[0])
-    Ht = _in_strips(H.T, X.chunks[1])
+    rank = W.shape[1]
+    W = _in_chunks(W, (X.chunks[0], (rank,)))
+    Ht = _in_chunks(H.T, (X.chunks[1], (rank,)))
     dtype = filled_dtype(X.dtype)
-    arguments: list[Any] = [X, "ij"]
+    arguments: list[Any] = [X, "ij", None, None, W, "ik", Ht, "jk"]
     if mask is not None:
-        if not is_dask(mask):
-            mask = canonical_csr(mask) if is_sparse(mask) else mask
-            mask = da.from_array(mask, chunks=X.chunks)
-        arguments += [mask if mask.chunks == X.chunks else mask.rechunk(X.chunks), "ij"]
-    else:
-        arguments += [None, None]
-    arguments += [W, "ik", Ht, "jk"]
+        arguments[2:4] = [_in_chunks(mask, X.chunks), "ij"]
     return da.blockwise(
         partial(_fill, dtype=dtype),
         "ij",
@@ -82,34 +77,42 @@ def _fill(
     return fill_block(X, mask, W[0], H[0], dtype)
 
 
-def _in_strips(factor: Array, lengths: tuple[int, ...]) -> Array:
-    """Return a factor (length, r) as a Dask array with the given strips."""
-    if is_dask(factor):
-        return factor.rechunk((lengths, -1))
-    bounds = np.cumsum([0, *lengths])
-    strips = [factor[a:b] for a, b in pairwise(bounds)]
-    leaves = choose_runner(None).put(strips)
-    return _stack(leaves, list(lengths), factor.shape[1], factor.dtype)
+def _in_chunks(X: Array, chunks: tuple[tuple[int, ...], tuple[int, ...]]) -> Array:
+    """Return a matrix as a Dask array with the given chunks.
+
+    The parts of an array in memory go to the workers directly, not inside a graph.
+    """
+    import dask.array as da
+
+    if is_dask(X):
+        return X if X.chunks == chunks else X.rechunk(chunks)
+    X = canonical_csr(X) if is_sparse(X) else X
+    rows, columns = (pairwise(np.cumsum([0, *lengths])) for lengths in chunks)
+    cuts = [(slice(*r), slice(*c)) for r, c in product(rows, list(columns))]
+    leaves = iter(choose_runner(None).put([X[cut] for cut in cuts]))
+    meta = np.empty((0, 0), dtype=X.dtype)
+    stacked = [
+        [_lazy(_whole, next(leaves), (p, q), meta) for q in chunks[1]]
+        for p in chunks[0]
+    ]
+    return da.block(stacked)
 
 
-def _stack(
-    leaves: list[Leaf], lengths: list[int], rank: int, dtype: Any, item: bool = False
-) -> Array:
-    """Return strips as one Dask array, shape (sum of lengths, rank)."""
+def _stack(leaves: list[Leaf], lengths: list[int], rank: int, dtype: Any) -> Array:
+    """Return a factor's strips as one Dask array, shape (sum of lengths, rank)."""
+    import dask.array as da
+
+    meta = np.empty((0, 0), dtype=dtype)
+    pairs = zip(leaves, lengths, strict=True)
+    return da.concatenate([_lazy(_first, leaf, (p, rank), meta) for leaf, p in pairs])
+
+
+def _lazy(take: Any, leaf: Leaf, shape: tuple[int, int], meta: Array) -> Array:
+    """Return a Dask array of one chunk from what stands for its value."""
     import dask.array as da
     from dask.delayed import delayed
 
-    take = delayed(_first if item else _whole, pure=False)
-    return da.concatenate(
-        [
-            da.from_delayed(
-                take(leaf),
-                (length, rank),
-                meta=np.empty((0, 0), dtype=dtype),
-            )
-            for leaf, length in zip(leaves, lengths, strict=True)
-        ]
-    )
+    return da.from_delayed(delayed(take, pure=False)(leaf), shape, meta=meta)
 
 
 def _first(strip: tuple[Array, Any]) -> Array:

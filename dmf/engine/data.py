@@ -239,7 +239,8 @@ def _load_dask(
         for j in range(Q):
             key = _block_key(token, 0, i, j)
             origin = (grid.strip(0, i).start, grid.strip(1, j).start)
-            graph[key] = (_observe_at, x_keys[i][j], mask_keys[i][j], dtype, *origin)
+            part = x_keys[i][j], mask_keys[i][j]
+            graph[key] = (_observe_at, *part, dtype, kind, *origin)
             keys.append(key)
     return grid, runner.run(graph, keys)
 
@@ -259,8 +260,14 @@ def _aligned(X: Any, name: str, grid: Grid) -> Any:
 
 
 def _observe_at(
-    X: Any, mask: Any | None, dtype: np.dtype[Any], row: int, column: int
+    X: Any, mask: Any | None, dtype: np.dtype[Any], kind: str, row: int, column: int
 ) -> Any:
+    if block_kind(X) != kind:
+        msg = (
+            f"a block of X is {block_kind(X)} ({type(X).__name__}), but its Dask array "
+            f"says {kind}; give map_blocks the right meta="
+        )
+        raise ValueError(msg)
     return observe(X, mask, dtype, (row, column))
 
 

@@ -104,6 +104,7 @@ class Loop:
                     )
                     raise ClusterError(msg) from error
             except KeyboardInterrupt:
+                self._state = self._state or self._snapshot
                 if self._state is None or self._status.code == "interrupted":
                     raise
                 self._end("interrupted", self._state)
@@ -138,17 +139,19 @@ class Loop:
             self._target = state.round + finite.index(False)
             self._status = Status("diverged", self._target)
             return
-        self._state = after
         # Rounds that run again after a loss give the same records again.
         records = [record for record in records if record.round > len(self._records)]
         before = self._records[-1].objective if self._records else self._initial
+        # In this order: an interrupt in between leaves records too many, none too few.
         self._records.extend(records)
+        self._state = after
         if any([self.watch(record) for record in records]):
             self._end("stopped", after)
         elif self._status.code == "max_rounds" and self._converged(records, before):
             self._end("converged", after)
         elif after.round // SNAPSHOT_EVERY > state.round // SNAPSHOT_EVERY:
-            self._snapshot = self._bring_home(after)
+            home = self._bring_home(after)
+            self._snapshot = home if home is not after else None
 
     def _advance(
         self, state: State, number: int
@@ -189,7 +192,7 @@ class Loop:
         )
 
     def _bring_home(self, state: State) -> State:
-        """Return a state that no worker can take along.
+        """Return a state that no worker can take along; the same one if it's safe.
 
         Dask can compute again whatever stems from a Dask array, so that such a state
         may stay on the cluster, however large it is. X from this process can't be

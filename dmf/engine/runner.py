@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -101,8 +102,7 @@ class Threads:
 
     @contextmanager
     def session(self) -> Iterator[None]:
-        # Dask's threads are the parallelism: BLAS threads would fight them for cores.
-        with threadpool_limits(limits=1, user_api="blas"):
+        with _one_blas_thread():
             yield
 
 
@@ -131,7 +131,35 @@ class Cluster:
 
     @contextmanager
     def session(self) -> Iterator[None]:
+        # Dask arrays that are computed inside find their data on this cluster.
+        with _translated(), self._client.as_current():
+            yield
+
+
+_blas_lock = threading.Lock()
+_blas_sessions = 0
+_blas_limits: Any = None
+
+
+@contextmanager
+def _one_blas_thread() -> Iterator[None]:
+    """Limit BLAS to one thread: Dask's threads would fight its own for the cores.
+
+    The limit holds for the whole process, so that sessions that overlap share it: the
+    first one sets it, the last one lifts it.
+    """
+    global _blas_sessions, _blas_limits
+    with _blas_lock:
+        if _blas_sessions == 0:
+            _blas_limits = threadpool_limits(limits=1, user_api="blas")
+        _blas_sessions += 1
+    try:
         yield
+    finally:
+        with _blas_lock:
+            _blas_sessions -= 1
+            if _blas_sessions == 0:
+                _blas_limits.restore_original_limits()
 
 
 @contextmanager

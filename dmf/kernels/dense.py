@@ -18,6 +18,8 @@ Array = Any  # an array of any array-API namespace
 # A tile that stays in a core's level-2 cache, but has enough rows to keep BLAS busy.
 TILE_BYTES = 2 * 2**20
 TILE_ROWS = (64, 1024)
+# Columns whose products float32 may sum.
+SUM_COLUMNS = 4096
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def gradient(
         residual = scratch.product(0, W[rows, :], H)
         residual -= block.values[rows, :]
         weighted = scratch.weigh(1, residual, block.weights, rows)
-        loss += xp.sum(xp.astype(xp.vecdot(weighted, residual), xp.float64))
+        loss += xp.sum(_row_sums(xp, weighted, residual))
         if axis == 0:
             result[rows, :] = weighted @ H
         else:
@@ -111,8 +113,7 @@ def curvature(
             weighted = scratch.weigh(2, first, block.weights, rows)
             for second in products[a:]:
                 if axis == 0:
-                    sums = xp.vecdot(weighted, second)
-                    result[rows, column] = xp.astype(sums, xp.float64)
+                    result[rows, column] = _row_sums(xp, weighted, second)
                 else:
                     sums = xp.sum(scratch.multiply(3, weighted, second), axis=0)
                     result[:, column] += xp.astype(sums, xp.float64)
@@ -165,31 +166,22 @@ def predict(block: DenseBlock, W: Array, H: Array) -> Array:
     return W @ H.T
 
 
-def fill(X: Array, observed: Array, W: Array, H: Array) -> Array:
-    """Return a copy of X in which W H stands wherever nothing is observed.
-
-    Parameters
-    ----------
-    X : array, shape (p, q)
-    observed : array of bool, shape (p, q)
-    W : array, shape (p, r)
-    H : array, shape (q, r)
-
-    Returns
-    -------
-    array, shape (p, q), of the dtype of `X`
-        Bit-identical to X where it is observed.
-    """
-    xp = array_namespace(X)
-    result = xp.empty_like(X)
-    for rows in tiles(DenseBlock(X, None)):
-        product = xp.astype(W[rows, :] @ H.T, X.dtype)
-        result[rows, :] = xp.where(observed[rows, :], X[rows, :], product)
-    return result
-
-
 # Moves -> how many second derivatives a plane of so many moves has.
 PAIRS = {1: 1, 2: 3}
+
+
+def _row_sums(xp: Any, left: Array, right: Array) -> Array:
+    """Return the sums of left * right over each row, in float64.
+
+    BLAS sums float32 in float32: it gets a few thousand columns at a time.
+    """
+    p, q = left.shape
+    sums = xp.zeros(p, dtype=xp.float64)
+    for start in range(0, q, SUM_COLUMNS):
+        columns = slice(start, min(start + SUM_COLUMNS, q))
+        part = xp.vecdot(left[:, columns], right[:, columns])
+        sums += xp.astype(part, xp.float64)
+    return sums
 
 
 def tiles(block: DenseBlock) -> Iterator[slice]:

@@ -14,6 +14,9 @@ from dmf.solvers.base import HalfStep, Report, Value, moved
 
 Array = Any
 
+# What the r × r systems of a tile of rows may take.
+TILE_BYTES = 8 * 2**20
+
 
 @dataclass(frozen=True)
 class AlternatingLeastSquares:
@@ -81,33 +84,65 @@ def solve(
     """Move every row of a strip to the minimum of the objective."""
     xp = array_namespace(moving)
     matrices, loss_gradient, loss = summed
-    rank = moving.shape[1]
-    identity = xp.eye(rank, dtype=xp.float64)[None, :, :]
+    length, rank = moving.shape
     loss_gradient = xp.astype(loss_gradient, xp.float64)
     penalty_gradient = xp.astype(penalty.gradient(moving, counts), xp.float64)
     right = loss_gradient + penalty_gradient
-    strengths = penalty.strengths(counts, xp.float64)[:, None, None]
-    matrices = xp.astype(matrices, xp.float64)
-    penalized = matrices + strengths * identity
-    # Rows with fewer entries than the rank leave directions without curvature, and
-    # without slope. A ridge far above rounding makes the systems regular; the second
-    # solve takes back what it did to the other directions.
-    trace = xp.linalg.trace(penalized)[:, None, None] / rank
-    trace = xp.where(trace > 0, trace, xp.ones_like(trace))
-    system = penalized + float(xp.finfo(moving.dtype).eps) ** 0.5 * trace * identity
-    right = right[:, :, None]
-    exact = -xp.linalg.solve(system, right)
-    exact = (exact - xp.linalg.solve(system, right + penalized @ exact))[:, :, 0]
-    move = xp.astype(exact, moving.dtype)
-    taken = xp.astype(move, xp.float64)
-    curved = xp.matmul(matrices, taken[:, :, None])[:, :, 0]
+    strengths = penalty.strengths(counts, xp.float64)
+    # The systems' scratch is many times as large as the factor: a tile of rows each.
+    step = max(1, TILE_BYTES // (8 * rank * rank))
+    move = xp.empty_like(moving)
+    change = 0.0
+    for start in range(0, length, step):
+        rows = slice(start, min(start + step, length))
+        system = xp.astype(matrices[rows, :, :], xp.float64)
+        exact = solve_systems(
+            system, strengths[rows], right[rows, :], float(xp.finfo(moving.dtype).eps)
+        )
+        move[rows, :] = xp.astype(exact, moving.dtype)
+        taken = xp.astype(move[rows, :], xp.float64)
+        curved = (system @ taken[:, :, None])[:, :, 0]
+        change += float(xp.sum(taken * (loss_gradient[rows, :] + 0.5 * curved)))
     return moved(
         moving,
         move,
         penalty=penalty,
         counts=counts,
         loss_before=loss,
-        change=float(xp.sum(taken * (loss_gradient + 0.5 * curved))),
+        change=change,
         penalty_before=penalty.value(moving, counts),
         gradient=float(xp.sum(right * right)),
     )
+
+
+def solve_systems(
+    matrices: Array, strengths: Array, gradient: Array, epsilon: float
+) -> Array:
+    """Return −(A_i + λ_i I)⁻¹ g_i for each row i.
+
+    Parameters
+    ----------
+    matrices : array of float64, shape (p, r, r)
+    strengths : array of float64, shape (p,)
+    gradient : array of float64, shape (p, r)
+    epsilon : float
+        The rounding of `matrices`.
+
+    Returns
+    -------
+    array of float64, shape (p, r)
+        Where a system is singular, the shortest of the minimisers.
+    """
+    xp = array_namespace(matrices)
+    rank = matrices.shape[-1]
+    identity = xp.eye(rank, dtype=xp.float64)[None, :, :]
+    penalized = matrices + strengths[:, None, None] * identity
+    # Rows with fewer entries than the rank leave directions without curvature, and
+    # without slope. A ridge far above rounding makes the systems regular; the second
+    # solve takes back what it did to the other directions.
+    trace = xp.linalg.trace(penalized)[:, None, None] / rank
+    trace = xp.where(trace > 0, trace, xp.ones_like(trace))
+    system = penalized + epsilon**0.5 * trace * identity
+    right = gradient[:, :, None]
+    exact = -xp.linalg.solve(system, right)
+    return (exact - xp.linalg.solve(system, right + penalized @ exact))[:, :, 0]
