@@ -1,8 +1,8 @@
 """What the engine costs: tasks a round, time to build them, and time a round.
 
-The bare kernels are the yardstick: gradient and curvature for both halves, called in a
-loop over the same blocks in one thread, with nothing around them. Threads and worker
-processes share that work, so a ratio below 1 is speed-up and one above 1 is overhead.
+The bare kernels are the yardstick: gradient and curvature for both halves, called for
+the same blocks on two threads, with nothing around them. What a ratio has above 1 is the
+engine, and the arithmetic on the factors between the kernels.
 
     python -m benchmarks.engine
 """
@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from itertools import pairwise
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import pairwise, product
 from typing import Any
 
 import dmf
@@ -29,17 +31,23 @@ SOLVERS = {
 }
 
 
-def bare_kernels(data: Data, state: State) -> None:
-    """Run the kernels of a round of the row-plane solver, block by block."""
+def bare_kernels(data: Data, state: State, pool: ThreadPoolExecutor) -> None:
+    """Run the kernels of a round of the row-plane solver, and nothing else."""
     W, H = ([strip for strip, _ in state.strips(axis)] for axis in (0, 1))
     P, Q = data.grid.shape
-    for axis in (0, 1):
-        for i in range(P):
-            for j in range(Q):
-                block = data.leaves[data.block(0).key(i, j)]
-                moving, fixed = (W[i], H[j]) if axis == 0 else (H[j], W[i])
-                data.kernels.gradient(block, moving, fixed, axis)
-                data.kernels.curvature(block, (moving, moving), fixed, axis)
+
+    def run(kernel: str, axis: int, place: tuple[int, int]) -> None:
+        i, j = place
+        block = data.leaves[data.block(0).key(i, j)]
+        moving, fixed = (W[i], H[j]) if axis == 0 else (H[j], W[i])
+        if kernel == "gradient":
+            data.kernels.gradient(block, moving, fixed, axis)
+        else:
+            data.kernels.curvature(block, (moving, moving), fixed, axis)
+
+    places = list(product(range(P), range(Q)))
+    for axis, kernel in product((0, 1), ("gradient", "curvature")):
+        list(pool.map(partial(run, kernel, axis), places))
 
 
 def time_rounds(
@@ -79,8 +87,10 @@ def report(X: Any, rank: int, client: Any) -> None:
     P, Q = data.grid.shape
     m, n = X.shape
     print(f"\n{m} × {n}, {X.nnz / 1e6:.2f} M observed, rank {rank}: {P} × {Q} blocks")
-    bare = median_ms(lambda: bare_kernels(data, state), repeat=7)
-    print(f"  bare kernels, one thread           {bare:8.1f} ms")
+    for count in (1, 2):
+        with ThreadPoolExecutor(count) as pool:
+            bare = median_ms(lambda pool=pool: bare_kernels(data, state, pool), 7)
+        print(f"  bare kernels, {count} thread(s)         {bare:8.1f} ms")
     for name, solver in SOLVERS.items():
 
         def build(solver: Any = solver) -> Any:

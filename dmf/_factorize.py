@@ -17,7 +17,7 @@ from dmf.engine.loop import Loop, Outcome
 from dmf.engine.rounds import Penalties, start_state
 from dmf.engine.runner import choose_runner
 from dmf.init import scale_for
-from dmf.penalties import Ridge
+from dmf.penalties import Penalty, Ridge
 from dmf.progress import Progress
 from dmf.result import Factorization, History, Record, Status
 from dmf.solvers import NormalizedGradient, Solver
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 Array = Any
 Callback = Callable[[Record], Any]
-Penalty = Ridge | None
+OnePenalty = Penalty | None
 
 # penalty="auto": the strength of the ridge, in units of the data's standard deviation.
 AUTO_STRENGTH = 0.02
@@ -46,7 +46,7 @@ def factorize(
     rank: int,
     *,
     mask: Array | None = None,
-    penalty: Penalty | tuple[Penalty, Penalty] | str = "auto",
+    penalty: OnePenalty | tuple[OnePenalty, OnePenalty] | str = "auto",
     solver: Solver | None = None,
     restarts: int = 1,
     max_rounds: int = 200,

@@ -12,7 +12,7 @@ from sklearn.base import (
 )
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from dmf._factorize import Penalty, factorize
+from dmf._factorize import OnePenalty, factorize
 from dmf.engine.data import is_dask
 from dmf.engine.fold import fold_in_rows
 from dmf.engine.runner import choose_runner
@@ -71,7 +71,7 @@ class MatrixFactorization(
         self,
         rank: int = 10,
         *,
-        penalty: Penalty | tuple[Penalty, Penalty] | str = "auto",
+        penalty: OnePenalty | tuple[OnePenalty, OnePenalty] | str = "auto",
         solver: Solver | None = None,
         restarts: int = 1,
         max_rounds: int = 200,

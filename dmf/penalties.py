@@ -8,13 +8,29 @@ strength on each row for the normal equations.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from array_api_compat import array_namespace
 
 from dmf.validation import check_real
 
 Array = Any
+
+
+class Penalty(Protocol):
+    """What the solvers ask of a penalty, for one strip of a factor.
+
+    `factor` and moves have shape (p, r), `counts`, the numbers of observed entries of
+    the strip's rows, shape (p,).
+    """
+
+    def strengths(self, counts: Array, dtype: Any) -> Array: ...
+
+    def value(self, factor: Array, counts: Array) -> float: ...
+
+    def gradient(self, factor: Array, counts: Array) -> Array: ...
+
+    def curvature(self, first: Array, second: Array, counts: Array) -> Array: ...
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -10,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from dmf.penalties import Ridge
+    from dmf.penalties import Penalty
     from dmf.solvers import Solver
+    from dmf.solvers.base import Report
 
 Array = Any
 
@@ -52,6 +54,32 @@ class Record:
     plane_W: float
     plane_H: float
     seconds: float
+
+    @classmethod
+    def of_round(
+        cls, round: int, W: Report, H: Report, weight: float, seconds: float
+    ) -> Record:
+        """Return the record of a round from the reports of its half-steps.
+
+        `weight` is the sum of the weights of the observed entries.
+        """
+        loss = max(H.loss, 0.0)  # rounding may take a loss of nothing below 0
+        return cls(
+            round=round,
+            objective=loss + W.penalty + H.penalty,
+            rmse=math.sqrt(2 * loss / weight),
+            gradient_norm_W=math.sqrt(W.gradient),
+            gradient_norm_H=math.sqrt(H.gradient),
+            step_W=_share(W.move, W.factor),
+            step_H=_share(H.move, H.factor),
+            plane_W=W.in_plane / W.rows,
+            plane_H=H.in_plane / H.rows,
+            seconds=seconds,
+        )
+
+
+def _share(move: float, factor: float) -> float:
+    return math.sqrt(move / factor) if factor > 0 else 0.0
 
 
 class History(Sequence[Record]):
@@ -210,7 +238,7 @@ class Factorization:
     H: Array
     history: History
     status: Status
-    penalty: tuple[Ridge, Ridge]
+    penalty: tuple[Penalty, Penalty]
     solver: Solver
     seed: int
     objectives: tuple[float, ...] = field(default=())

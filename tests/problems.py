@@ -8,7 +8,28 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
+import dmf
+
 Array = Any
+
+# Every kind of solver. Those whose objective never rises, by theory, and the others.
+MONOTONE = [
+    *(
+        dmf.NormalizedGradient(scope, step)
+        for scope in ("row", "global")
+        for step in (dmf.Exact(), dmf.Plane())
+    ),
+    dmf.AlternatingLeastSquares(),
+]
+SOLVERS = [
+    *MONOTONE,
+    dmf.GradientDescent(1e-3),
+    *(
+        dmf.NormalizedGradient(scope, step)
+        for scope in ("row", "global")
+        for step in (dmf.Constant(0.05), dmf.Decay(0.1, power=0.75))
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -53,27 +74,6 @@ def low_rank(
     start = (rng.standard_normal((m, rank)), rng.standard_normal((n, rank)))
     W, H = (factor.astype(dtype) for factor in start)
     return Problem(truth.astype(dtype), mask, weights.astype(dtype), (W, H))
-
-
-def power_law(
-    m: int, n: int, stored: int, rank: int, noise: float = 0.1, seed: int = 0
-) -> Any:
-    """Return a sparse float32 matrix whose rows and columns are observed unevenly."""
-    rng = np.random.default_rng(seed)
-
-    def draw(length: int) -> Array:
-        share = np.arange(1, length + 1.0) ** -0.8
-        chosen = rng.choice(length, int(1.4 * stored), p=share / share.sum())
-        return rng.permutation(length)[chosen]
-
-    places = np.unique(draw(m).astype(np.int64) * n + draw(n))
-    places = rng.permutation(places)[:stored]
-    rows, columns = places // n, places % n
-    W = rng.standard_normal((m, rank))
-    H = rng.standard_normal((n, rank))
-    values = np.einsum("ij,ij->i", W[rows], H[columns])
-    values += noise * rng.standard_normal(len(rows))
-    return sp.csr_array((values.astype(np.float32), (rows, columns)), shape=(m, n))
 
 
 def objective(

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 import dmf
+from benchmarks.common import power_law
 from dmf.engine.loop import MAX_LOSSES, Loop
 from dmf.engine.runner import Cluster, WorkersLost
-from tests.problems import low_rank, power_law
+from tests.problems import low_rank
 
 pytestmark = pytest.mark.cluster
 

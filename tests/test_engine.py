@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dmf
+from benchmarks.common import power_law
 from dmf.engine import grid, lower
 from dmf.engine.data import _grid_of_chunks, load
 from dmf.engine.grid import (
@@ -25,7 +26,7 @@ from dmf.engine.lower import Lowering, Place
 from dmf.engine.rounds import State, build_rounds, start_state
 from dmf.engine.runner import Tasks, Threads
 from dmf.engine.trace import Trace, add_up
-from tests.problems import low_rank, power_law
+from tests.problems import low_rank
 
 RIDGE = dmf.Ridge(0.1)
 

@@ -19,18 +19,12 @@ import zarr
 
 import dmf
 from dmf.io import model
+from tests import problems
 from tests.problems import low_rank
 
 PROBLEM = low_rank(30, 20)
-SOLVERS = [
-    dmf.GradientDescent(0.01),
-    dmf.GradientDescent(np.float32(0.1)),
-    dmf.AlternatingLeastSquares(),
-    dmf.NormalizedGradient(),
-    dmf.NormalizedGradient("global", dmf.Exact()),
-    dmf.NormalizedGradient("global", dmf.Constant(0.1)),
-    dmf.NormalizedGradient("row", dmf.Decay(1 / 3, power=0.75)),
-]
+# Parameters may be NumPy's numbers.
+SOLVERS = [*problems.SOLVERS, dmf.GradientDescent(np.float32(0.1))]
 
 
 def fitted(X: Any = PROBLEM.nan, **options: Any) -> dmf.Factorization:

@@ -12,15 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dmf
-from tests.problems import Problem, low_rank
-
-SOLVERS = [
-    dmf.NormalizedGradient(),
-    dmf.NormalizedGradient("global", dmf.Plane()),
-    dmf.NormalizedGradient("global", dmf.Constant(0.05)),
-    dmf.GradientDescent(1e-3),
-    dmf.AlternatingLeastSquares(),
-]
+from tests.problems import SOLVERS, Problem, low_rank
 
 
 def dask_sparse(X: Any, chunks: tuple[int, int]) -> Any:

@@ -20,19 +20,9 @@ import scipy.sparse as sp
 
 import dmf
 from dmf.result import COLUMNS
-from tests.problems import Problem, low_rank, objective
+from tests.problems import MONOTONE, SOLVERS, Problem, low_rank, objective
 
 Array = Any
-
-SOLVERS = [
-    dmf.GradientDescent(0.002),
-    *(
-        dmf.NormalizedGradient(scope, step)
-        for scope in ("row", "global")
-        for step in (dmf.Constant(0.1), dmf.Decay(0.2), dmf.Exact(), dmf.Plane())
-    ),
-    dmf.AlternatingLeastSquares(),
-]
 
 
 def fitted(X: Array | None = None, rank: int = 3, **options: Any) -> dmf.Factorization:
@@ -198,7 +188,7 @@ def test_objective_and_rmse(solver: Any, ridges: str, weighted: bool) -> None:
 
 
 @pytest.mark.parametrize("form", ["sparse", "dask", "dask-sparse", "float32"])
-@pytest.mark.parametrize("solver", SOLVERS[-2:], ids=str)
+@pytest.mark.parametrize("solver", MONOTONE[-2:], ids=str)
 def test_objective_and_rmse_of_other_arrays(
     solver: Any, form: str, keep_chunks: None
 ) -> None:

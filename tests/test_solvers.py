@@ -10,23 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dmf
+from benchmarks.common import power_law
 from dmf.init import random_strip, scale_for
-from tests.problems import low_rank, objective, power_law
+from tests.problems import MONOTONE, SOLVERS, low_rank, objective
 
-MONOTONE = [
-    dmf.NormalizedGradient("global", dmf.Exact()),
-    dmf.NormalizedGradient("global", dmf.Plane()),
-    dmf.NormalizedGradient("row", dmf.Exact()),
-    dmf.NormalizedGradient("row", dmf.Plane()),
-    dmf.AlternatingLeastSquares(),
-]
-OTHERS = [
-    dmf.GradientDescent(1e-3),
-    dmf.NormalizedGradient("global", dmf.Constant(0.05)),
-    dmf.NormalizedGradient("row", dmf.Constant(0.01)),
-    dmf.NormalizedGradient("global", dmf.Decay(0.5)),
-    dmf.NormalizedGradient("row", dmf.Decay(0.1, power=0.75)),
-]
 PENALTIES = [
     None,
     dmf.Ridge(0.3),
@@ -73,7 +60,7 @@ def test_objective_never_rises(solver: Any, penalty: Any, weighted: bool) -> Non
 
 
 @pytest.mark.parametrize("penalty", PENALTIES, ids=str)
-@pytest.mark.parametrize("solver", [*MONOTONE, *OTHERS], ids=str)
+@pytest.mark.parametrize("solver", SOLVERS, ids=str)
 def test_history_holds_the_objective_of_the_factors(solver: Any, penalty: Any) -> None:
     """The loop never evaluates the objective: it follows from slope and curvature."""
     problem = low_rank(m=25, n=18, observed=0.5)

@@ -17,7 +17,7 @@ import pytest
 import scipy.sparse as sp
 
 import dmf
-from tests.problems import Problem, low_rank
+from tests.problems import SOLVERS, Problem, low_rank
 
 Array = Any
 
@@ -567,15 +567,6 @@ def test_values_are_refused_on_a_cluster_too(client: Any, form: str) -> None:
 
 # Rows and columns with nothing observed are legal: their factors are 0.
 
-SOLVERS = [
-    dmf.GradientDescent(0.001),
-    *(
-        dmf.NormalizedGradient(scope, step)
-        for scope in ("row", "global")
-        for step in (dmf.Constant(0.05), dmf.Decay(0.1), dmf.Exact(), dmf.Plane())
-    ),
-    dmf.AlternatingLeastSquares(),
-]
 PENALTIES = [None, dmf.Ridge(0.1), dmf.Ridge(0.1, by_count=True), "auto"]
 ROWS, COLUMNS = [0, 7, *range(10, 20)], [3, *range(10, 20)]
 

@@ -12,14 +12,14 @@ from dmf.engine.data import is_dask, load
 from dmf.engine.lower import Graph
 from dmf.engine.rounds import build_half, zero_strip
 from dmf.engine.runner import Runner
-from dmf.penalties import Ridge
+from dmf.penalties import Penalty
 from dmf.solvers import AlternatingLeastSquares
 
 Array = Any
 
 
 def fold_in_rows(
-    X: Array, mask: Array | None, H: Array, penalty: Ridge, runner: Runner
+    X: Array, mask: Array | None, H: Array, penalty: Penalty, runner: Runner
 ) -> Array:
     """Return W, each row the exact minimiser for its row of X and the fixed H.
 
@@ -28,7 +28,7 @@ def fold_in_rows(
     X : array, shape (m, n)
     mask : array, shape (m, n), or None
     H : array, shape (r, n)
-    penalty : Ridge
+    penalty : Penalty
         On W.
     runner : Runner
 

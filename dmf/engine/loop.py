@@ -127,7 +127,7 @@ class Loop:
         self._losses = 0
         seconds = time.perf_counter() - self._began
         records = [
-            make_record(self.data, W, H, state.round + k + 1, seconds)
+            Record.of_round(state.round + k + 1, W, H, self.data.totals.weight, seconds)
             for k, (W, H) in enumerate(reports)
         ]
         if state.round == 0:
@@ -202,24 +202,3 @@ class Loop:
             return state
         values: list[Any] = self.runner.fetch(list(state.leaves.values()))
         return replace(state, leaves=dict(zip(state.leaves, values, strict=True)))
-
-
-def make_record(data: Data, W: Report, H: Report, round: int, seconds: float) -> Record:
-    """Return the record of a round from the reports of its half-steps."""
-    loss = max(H.loss, 0.0)  # rounding may take a loss of nothing below 0
-    return Record(
-        round=round,
-        objective=loss + W.penalty + H.penalty,
-        rmse=math.sqrt(2 * loss / data.totals.weight),
-        gradient_norm_W=math.sqrt(W.gradient),
-        gradient_norm_H=math.sqrt(H.gradient),
-        step_W=_share(W.move, W.factor),
-        step_H=_share(H.move, H.factor),
-        plane_W=W.in_plane / W.rows,
-        plane_H=H.in_plane / H.rows,
-        seconds=seconds,
-    )
-
-
-def _share(move: float, factor: float) -> float:
-    return math.sqrt(move / factor) if factor > 0 else 0.0

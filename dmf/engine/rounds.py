@@ -14,11 +14,11 @@ from dmf.engine.lower import Graph, Lowering, Place
 from dmf.engine.runner import Leaf, Runner
 from dmf.engine.trace import HalfTrace
 from dmf.init import random_strip
-from dmf.penalties import Ridge
+from dmf.penalties import Penalty
 from dmf.solvers.base import Solver
 
 Key = Hashable
-Penalties = tuple[Ridge, Ridge]
+Penalties = tuple[Penalty, Penalty]
 Strips = tuple[Key, ...]  # the keys of a factor's strips
 
 
@@ -154,7 +154,7 @@ def build_rounds(
 def build_half(
     data: Data,
     solver: Solver,
-    penalty: Ridge,
+    penalty: Penalty,
     *,
     axis: int,
     moving: Strips,
@@ -169,7 +169,7 @@ def build_half(
     ----------
     data : Data
     solver : Solver
-    penalty : Ridge
+    penalty : Penalty
         On the moving factor.
     axis : {0, 1}
         0 when W moves, 1 when H moves.

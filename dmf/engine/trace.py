@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, Literal
 
-from dmf.penalties import Ridge
+from dmf.penalties import Penalty
 
 # Where an operation happens: once a block, once a strip of the moving factor, or once.
 # "fixed" marks the fixed factor's strips, which are inputs only.
@@ -88,7 +88,7 @@ class HalfTrace(Trace):
     """A trace with the inputs that a half-step of a solver starts from."""
 
     def __init__(
-        self, axis: int, kernels: ModuleType, penalty: Ridge, round: int
+        self, axis: int, kernels: ModuleType, penalty: Penalty, round: int
     ) -> None:
         super().__init__()
         self.axis = axis

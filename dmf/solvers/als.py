@@ -9,7 +9,7 @@ from typing import Any
 
 from array_api_compat import array_namespace
 
-from dmf.penalties import Ridge
+from dmf.penalties import Penalty
 from dmf.solvers.base import HalfStep, Report, Value, moved
 
 Array = Any
@@ -79,7 +79,7 @@ def solve(
     summed: tuple[Array, Array, float],
     counts: Array,
     *,
-    penalty: Ridge,
+    penalty: Penalty,
 ) -> tuple[Array, Report]:
     """Move every row of a strip to the minimum of the objective."""
     xp = array_namespace(moving)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dmf.solvers.base import HalfStep, Value, descend
+from dmf.solvers.base import HalfStep, Value
+from dmf.solvers.descent import descend
 from dmf.solvers.steps import Plain
+from dmf.validation import check_real
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class GradientDescent:
     learning_rate: float
 
     def __post_init__(self) -> None:
-        Plain(self.learning_rate)
+        check_real("learning_rate", self.learning_rate, positive=True)
 
     def half_step(self, half: HalfStep) -> Value:
         # Row by row is the same step as at once, and waits for no global sum.

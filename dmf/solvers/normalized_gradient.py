@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from dmf.solvers.base import HalfStep, Step, Value, descend
+from dmf.solvers.base import HalfStep, Value
+from dmf.solvers.descent import Step, descend
 from dmf.solvers.steps import STEPS, Plane
 
 Scope = Literal["row", "global"]

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from array_api_compat import array_namespace
 
-from dmf.solvers.base import Model
+from dmf.solvers.descent import Model
 from dmf.validation import check_real
 
 Array = Any
