@@ -1,8 +1,8 @@
 """What the engine costs: tasks a round, time to build them, and time a round.
 
 The bare kernels are the yardstick: gradient and curvature for both halves, called for
-the same blocks on two threads, with nothing around them. What a ratio has above 1 is the
-engine, and the arithmetic on the factors between the kernels.
+the same blocks on two threads, with nothing around them. What a ratio has above 1 is
+the engine, and the arithmetic on the factors between the kernels.
 
     python -m benchmarks.engine
 """
