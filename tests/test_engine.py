@@ -189,7 +189,11 @@ def test_sums_are_trees(
     block = trace.input("block")
     pair = trace.per_block("pair", lambda x: (x, np.array([x, 1.0])), block)
     summed = trace.sum_over_strip(pair)
-    strip = trace.per_strip("split", lambda s: (s[0], s[1]), summed)
+    first, second = trace.sum_over_strip(pair[0]), trace.sum_over_strip(pair[1])
+    # One stage sums the same value in three ways.
+    strip = trace.per_strip(
+        "mix", lambda s, a, b: (a, np.array([s[0], b[1]])), summed, first, second
+    )
     total = trace.sum_over_all(strip[1])
     lowering = Lowering(
         trace,

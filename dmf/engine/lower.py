@@ -21,6 +21,9 @@ from dmf.engine.trace import Operation, Trace, Value, add_up, follow
 Key = Hashable
 Graph = dict[Key, Any]
 Path = tuple[int, ...]
+# A task's argument: the number of a value, and, for the list of a sum, the path to what
+# is summed; None for a single value.
+Argument = tuple[int, Path | None]
 
 # How many partial sums one task adds up: wide trees are shallow, and each level waits.
 FAN_IN = 16
@@ -118,29 +121,29 @@ class Lowering:
     def _add_stage(self, stage: list[Operation], later: set[int]) -> None:
         """Add one task for each strip or block that does all of a stage."""
         own = [op.result.number for op in stage]
-        # An operand from outside the stage is an argument of its tasks: a single value,
-        # or the list of a strip's blocks that a sum is made of.
-        outside = [(v, self._is_list(op)) for op in stage for v in op.operands]
-        arguments = {
-            (value.number, is_list): value
-            for value, is_list in outside
+        # An operand from outside the stage is an argument of its tasks: one value, or,
+        # for a sum over several blocks, the list of theirs.
+        arguments = dict.fromkeys(
+            self._argument(op, value)
+            for op in stage
+            for value in op.operands
             if value.number not in own
-        }
+        )
         slots = {argument: k for k, argument in enumerate(arguments)}
-        slots |= {(number, False): len(slots) + k for k, number in enumerate(own)}
+        slots |= {(number, None): len(slots) + k for k, number in enumerate(own)}
         steps = tuple(self._step(op, slots, own) for op in stage)
         results = [number for number in own if number in later]
-        function = Stage(steps, tuple(slots[number, False] for number in results))
+        function = Stage(steps, tuple(slots[number, None] for number in results))
 
         head = self._head(stage[-1])
         per_block = stage[-1].result.place == "block" and self._blocks > 1
         for i in range(self._strips):
             for j in range(self._blocks if per_block else 1):
                 found = [
-                    self._parts(value, i, (*head, i))
-                    if is_list
-                    else self.find(value).key(i, j)
-                    for (_, is_list), value in arguments.items()
+                    self._found[number].key(i, j)
+                    if path is None
+                    else self._parts(number, path, i, head)
+                    for number, path in arguments
                 ]
                 self.graph[*head, i, j] = (function, *found)
         for k, number in enumerate(results):
@@ -163,32 +166,34 @@ class Lowering:
         self._found[op.result.number] = Place(partial(_one_key, head))
 
     def _step(
-        self, op: Operation, slots: dict[tuple[int, bool], int], own: list[int]
+        self, op: Operation, slots: dict[Argument, int], own: list[int]
     ) -> tuple[Callable[..., Any], tuple[tuple[int, Path], ...]]:
+        """Return an operation as a step of its stage: a function of slots."""
+        if self._sums_blocks(op):
+            (value,) = op.operands
+            # A tree has followed the path already, at its lowest level.
+            path = self.find(value).path if self._blocks <= FAN_IN else ()
+            return partial(add_up, path=path), ((slots[self._argument(op, value)], ()),)
         operands = []
-        function = op.function
         for value in op.operands:
-            is_list = self._is_list(op)
             path = value.path if value.number in own else self.find(value).path
-            if is_list:
-                function, path = partial(add_up, path=self._left(path)), ()
-            elif op.sums:
-                function = _only
-            operands.append((slots[value.number, is_list], path))
-        return function, tuple(operands)
+            operands.append((slots[value.number, None], path))
+        return (_alone if op.sums else op.function), tuple(operands)
 
-    def _is_list(self, op: Operation) -> bool:
+    def _sums_blocks(self, op: Operation) -> bool:
         return op.sums and self._blocks > 1
 
-    def _parts(self, value: Value, i: int, head: tuple[Hashable, ...]) -> list[Key]:
-        """Return the keys whose values the sum over strip i is made of."""
-        place = self.find(value)
-        keys = [place.key(i, j) for j in range(self._blocks)]
-        return self._tree(keys, place.path, head)
+    def _argument(self, op: Operation, value: Value) -> Argument:
+        """Return what an operand is to a task: the path tells lists apart."""
+        return value.number, value.path if self._sums_blocks(op) else None
 
-    def _left(self, path: Path) -> Path:
-        """Return the path into the parts of a sum: a tree has gone it already."""
-        return path if self._blocks <= FAN_IN else ()
+    def _parts(
+        self, number: int, path: Path, i: int, head: tuple[Hashable, ...]
+    ) -> list[Key]:
+        """Return the keys whose values the sum over strip i is made of."""
+        place = self._found[number]
+        keys = [place.key(i, j) for j in range(self._blocks)]
+        return self._tree(keys, place.path + path, (*head, i, number, path))
 
     def _tree(
         self, keys: list[Key], path: Path, head: tuple[Hashable, ...]
@@ -226,8 +231,8 @@ def _stages(operations: list[Operation], fused: bool) -> Iterator[list[Operation
         yield list(stage)
 
 
-def _only(value: Any) -> Any:
-    """The sum over a single block."""
+def _alone(value: Any) -> Any:
+    """Return the sum over a single block."""
     return value
 
 
