@@ -204,7 +204,7 @@ class Status:
         return _SENTENCES[self.code].format(round=self.round, tol=self.tol)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays don't compare to one bool
 class Factorization:
     """X ≈ W H on the observed entries.
 

@@ -65,7 +65,11 @@ def check_matrix(name: str, X: Any) -> tuple[int, int]:
             f"{name}.compute_chunk_sizes() first"
         )
         raise ValueError(msg)
-    if np.dtype(X.dtype).kind not in "biuf":
+    try:
+        kind = np.dtype(X.dtype).kind
+    except TypeError:  # another library's dtype
+        kind = "other"
+    if kind not in "biuf":
         msg = (
             f"{name} must hold real numbers, got dtype {X.dtype}; convert it first, "
             f"for example with {name}.astype('float64')"

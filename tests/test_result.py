@@ -664,3 +664,10 @@ def test_clock(seconds: float, text: str) -> None:
     from dmf.progress import _clock
 
     assert _clock(seconds) == text
+
+
+def test_factorizations_are_compared_by_identity() -> None:
+    fit = fitted(max_rounds=1)
+    assert fit == fit
+    assert fit != fitted(max_rounds=1)
+    assert len({fit, fit}) == 1

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import array_api_strict
 import dask
 import dask.array as da
 import numpy as np
@@ -649,3 +650,8 @@ def test_values_whose_squares_leave_the_dtype_are_refused(
         f"(root mean square), {word}",
         lambda: dmf.factorize(X * dtype(unit), 2),
     )
+
+
+def test_arrays_of_other_libraries() -> None:
+    X = array_api_strict.asarray(np.ones((4, 3)))
+    assert_refused(TypeError, "X must hold real numbers", lambda: dmf.factorize(X, 2))
