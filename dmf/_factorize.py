@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dmf.engine.arrays import strips_to_array
-from dmf.engine.data import is_dask, load
+from dmf.engine.data import load
+from dmf.engine.kinds import is_dask
 from dmf.engine.loop import Loop, Outcome
 from dmf.engine.rounds import Penalties, start_state
 from dmf.engine.runner import choose_runner

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from dmf.engine.arrays import fill_lazily
-from dmf.engine.data import check_kinds, in_memory, is_dask
+from dmf.engine.kinds import check_kinds, in_memory, is_dask
 from dmf.observed import check_weights, fill_block, filled_dtype
 from dmf.result import Factorization
 from dmf.validation import check_mask, check_matrix

@@ -13,8 +13,8 @@ from sklearn.base import (
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from dmf._factorize import OnePenalty, factorize
-from dmf.engine.data import is_dask
 from dmf.engine.fold import fold_in_rows
+from dmf.engine.kinds import is_dask
 from dmf.engine.runner import choose_runner
 from dmf.solvers import Solver
 from dmf.validation import check_mask, check_matrix

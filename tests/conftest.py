@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import dask
 import numpy as np
 import pytest
 from hypothesis import settings
@@ -32,6 +33,18 @@ def real_data() -> Any:
             return dict(archive)
 
     return load
+
+
+def refuse(*arguments: Any, **options: Any) -> Any:
+    """A scheduler that runs nothing."""
+    msg = "a task was about to run"
+    raise AssertionError(msg)
+
+
+@pytest.fixture
+def no_tasks() -> Iterator[None]:
+    with dask.config.set(scheduler=refuse):
+        yield
 
 
 @pytest.fixture

@@ -5,12 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import dask.array as da
 import numpy as np
 import scipy.sparse as sp
 
 import dmf
 
 Array = Any
+
+# The forms that X may take, and the chunks of the Dask arrays among them.
+CHUNKS = (10, 10)
+FORMS = ["numpy", "sparse", "dask", "dask-sparse"]
 
 # Every kind of solver. Those whose objective never rises, by theory, and the others.
 MONOTONE = [
@@ -76,6 +81,30 @@ def low_rank(
     return Problem(truth.astype(dtype), mask, weights.astype(dtype), (W, H))
 
 
+def sparse_chunks(X: Array, chunks: Any = CHUNKS) -> Any:
+    """Return a Dask array of sparse chunks that store what isn't 0 in X."""
+    X = da.from_array(X, chunks=chunks)
+    return X.map_blocks(sp.csr_array, meta=sp.csr_array((0, 0), dtype=X.dtype))
+
+
+def form_of(problem: Problem, form: str) -> Any:
+    """Return the X of a problem in one of the forms that dmf takes."""
+    if form == "numpy":
+        return problem.nan
+    if form == "sparse":
+        return problem.sparse()
+    if form == "dask":
+        return da.from_array(problem.nan, chunks=CHUNKS)
+    return sparse_chunks(np.where(problem.mask, problem.truth, 0))
+
+
+def mask_for(values: Array, mask: Array, form: str) -> Any:
+    """Return weights in the form that fits X: of its pattern if it's sparse."""
+    if form in ("numpy", "dask"):
+        return values
+    return sp.csr_array((values[mask], np.nonzero(mask)), shape=values.shape)
+
+
 def objective(
     X: Array, M: Array, W: Array, H: Array, ridge: tuple[Array | float, Array | float]
 ) -> float:
@@ -87,3 +116,26 @@ def objective(
     for_W = ridge[0] * np.sum(W**2, axis=1)
     for_H = ridge[1] * np.sum(H**2, axis=0)
     return 0.5 * float(np.sum(M * residual**2) + np.sum(for_W) + np.sum(for_H))
+
+
+def fitted(X: Array | None = None, rank: int = 3, **options: Any) -> dmf.Factorization:
+    X = low_rank().nan if X is None else X
+    return dmf.factorize(X, rank, **({"max_rounds": 6, "tol": 0} | options))
+
+
+def same_factors(one: dmf.Factorization, other: dmf.Factorization) -> bool:
+    """Return whether the factors are the same, bitwise."""
+    return one.W.tobytes() == other.W.tobytes() and one.H.tobytes() == other.H.tobytes()
+
+
+def plain_objective(
+    problem: Problem, M: Array, fit: dmf.Factorization, ridges: Any
+) -> float:
+    strengths: list[Any] = [0.0, 0.0]
+    for axis, ridge in enumerate(ridges):
+        if ridge is not None:
+            counts = np.sum(M > 0, axis=1 - axis)
+            strengths[axis] = ridge.strength * (counts if ridge.by_count else 1)
+    W, H = (np.asarray(factor, dtype=float) for factor in (fit.W, fit.H))
+    pair = (strengths[0], strengths[1])
+    return objective(problem.truth.astype(float), M.astype(float), W, H, pair)

@@ -245,19 +245,28 @@ def test_a_client_that_is_passed_serves_dask_arrays_too(cluster: Any) -> None:
 
 
 @pytest.mark.faults
-def test_a_restarted_cluster_with_dask_input(client: Any) -> None:
-    """Nothing is left on the workers: the fit begins anew, with the same bits."""
+def test_dask_input_when_even_the_scheduler_has_forgotten_it(
+    client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a restart of the cluster: the fit begins anew, with the same bits."""
     problem = low_rank(m=60, n=40)
     X = da.from_array(problem.nan, chunks=(30, 40))
     expected = on_threads(X, 3)
-    seen = []
+    advance = Loop._advance
+    lost, seen = [], []
 
-    def restart(record: dmf.Record) -> None:
-        seen.append(record.round)
-        if record.round == 13:
-            client.restart()
+    def lose(self: Any, state: Any, number: int) -> Any:
+        if state.round == 13 and not lost:
+            lost.append(1)
+            msg = "gone"
+            raise WorkersLost(msg)
+        return advance(self, state, number)
 
-    found = dmf.factorize(X, 3, callbacks=[restart], **SETTINGS)
+    monkeypatch.setattr(Loop, "_advance", lose)
+    found = dmf.factorize(
+        X, 3, callbacks=[lambda record: seen.append(record.round)], **SETTINGS
+    )
+    assert lost
     assert seen == list(range(1, 16))
     assert_same_bits(found, expected)
 

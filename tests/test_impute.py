@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
-import dask
 import dask.array as da
 import numpy as np
 import pytest
@@ -21,18 +19,6 @@ from tests.problems import Problem, low_rank
 Array = Any
 
 CHUNKS = (10, 8)
-
-
-def refuse(*arguments: Any, **options: Any) -> Any:
-    """A scheduler that runs nothing."""
-    msg = "a task was about to run"
-    raise AssertionError(msg)
-
-
-@pytest.fixture
-def no_tasks() -> Iterator[None]:
-    with dask.config.set(scheduler=refuse):
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,68 +1,37 @@
 """Wrong input gets one sentence that names the way out, before any task runs.
 
-Rows and columns without a single observed entry are not wrong: see the end.
+Rows and columns without a single observed entry are not wrong: see test_empty.py.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import array_api_strict
-import dask
 import dask.array as da
 import numpy as np
 import pytest
 import scipy.sparse as sp
 
 import dmf
-from tests.problems import SOLVERS, Problem, low_rank
+from tests.problems import (
+    CHUNKS,
+    FORMS,
+    Problem,
+    form_of,
+    low_rank,
+    mask_for,
+    sparse_chunks,
+)
 
 Array = Any
 
 pytestmark = pytest.mark.timeout(60)  # nothing may hang
 
 SHAPE = (30, 20)
-CHUNKS = (10, 10)
-FORMS = ["numpy", "sparse", "dask", "dask-sparse"]
-
-
-def sparse_chunks(X: Array, chunks: Any = CHUNKS) -> Any:
-    """Return a Dask array of sparse chunks that store what isn't 0 in X."""
-    X = da.from_array(X, chunks=chunks)
-    return X.map_blocks(sp.csr_array, meta=sp.csr_array((0, 0), dtype=X.dtype))
-
-
-def form_of(problem: Problem, form: str) -> Any:
-    """Return the X of a problem in one of the forms that dmf takes."""
-    if form == "numpy":
-        return problem.nan
-    if form == "sparse":
-        return problem.sparse()
-    if form == "dask":
-        return da.from_array(problem.nan, chunks=CHUNKS)
-    return sparse_chunks(np.where(problem.mask, problem.truth, 0))
-
-
-def mask_for(values: Array, mask: Array, form: str) -> Any:
-    """Return weights in the form that fits X: of its pattern if it's sparse."""
-    if form in ("numpy", "dask"):
-        return values
-    return sp.csr_array((values[mask], np.nonzero(mask)), shape=values.shape)
-
-
-def refuse(*arguments: Any, **options: Any) -> Any:
-    """A scheduler that runs nothing."""
-    msg = "a task was about to run"
-    raise AssertionError(msg)
-
-
-@pytest.fixture
-def no_tasks() -> Iterator[None]:
-    with dask.config.set(scheduler=refuse):
-        yield
 
 
 def assert_refused(error: type[Exception], text: str, call: Callable[[], Any]) -> None:
@@ -564,53 +533,6 @@ def test_an_asynchronous_client(cluster: Any) -> None:
 def test_values_are_refused_on_a_cluster_too(client: Any, form: str) -> None:
     X = form_of(infinite_problem(), form)
     assert_refused(ValueError, "X is infinite in row 17", lambda: dmf.factorize(X, 2))
-
-
-# Rows and columns with nothing observed are legal: their factors are 0.
-
-PENALTIES = [None, dmf.Ridge(0.1), dmf.Ridge(0.1, by_count=True), "auto"]
-ROWS, COLUMNS = [0, 7, *range(10, 20)], [3, *range(10, 20)]
-
-
-def with_holes(dtype: Any = np.float64) -> Problem:
-    """Return a problem where single rows and whole chunks have nothing observed."""
-    problem = low_rank(observed=0.9, dtype=dtype)
-    for M in (problem.mask, problem.weights):
-        M[ROWS] = 0
-        M[:, COLUMNS] = 0
-    return problem
-
-
-@pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted"])
-@pytest.mark.parametrize("penalty", PENALTIES, ids=str)
-@pytest.mark.parametrize("solver", SOLVERS, ids=str)
-def test_empty_rows_and_columns(solver: Any, penalty: Any, weighted: bool) -> None:
-    problem = with_holes(np.float32)
-    for form in FORMS:
-        X = form_of(problem, form)
-        mask = mask_for(problem.weights, problem.mask, form) if weighted else None
-        fit = dmf.factorize(
-            X, 3, mask=mask, solver=solver, penalty=penalty, max_rounds=4, tol=0
-        )
-        W, H = np.asarray(fit.W), np.asarray(fit.H)
-        assert np.isfinite(fit.history.objective).all()
-        assert np.flatnonzero(~W.any(axis=1)).tolist() == ROWS
-        assert np.flatnonzero(~H.any(axis=0)).tolist() == COLUMNS
-        assert np.isfinite(W).all()
-        assert np.isfinite(H).all()
-        filled = np.asarray(dmf.impute(X, fit))
-        assert not filled[ROWS].any()
-        assert np.isfinite(filled).all()
-
-
-@pytest.mark.parametrize("by_count", [False, True])
-def test_a_matrix_of_zeros(by_count: bool) -> None:
-    for X in (np.zeros((4, 3)), sp.csr_array(np.ones((4, 3))) * 0):
-        for penalty in (dmf.Ridge(0.1, by_count), None, "auto"):
-            for solver in SOLVERS:
-                fit = dmf.factorize(X, 2, penalty=penalty, solver=solver, max_rounds=3)
-                assert fit.objective == 0
-                assert not dmf.impute(X, fit).any()
 
 
 def test_sparse_matrices_with_columns_beyond_their_shape() -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from dmf.engine.data import Data, is_dask
+from dmf.engine.data import Data
+from dmf.engine.kinds import is_dask
 from dmf.engine.runner import Leaf, Runner, choose_runner
 from dmf.observed import canonical_csr, fill_block, filled_dtype, is_sparse
 

@@ -20,6 +20,7 @@ from dmf.engine.grid import (
     even_bounds,
     merged_bounds,
 )
+from dmf.engine.kinds import block_kind, check_kinds, in_memory, is_dask
 from dmf.engine.lower import Lowering, Place
 from dmf.engine.runner import Leaf, Runner
 from dmf.engine.trace import Trace, follow
@@ -30,7 +31,6 @@ from dmf.observed import (
     check_weights,
     counts,
     is_empty,
-    is_sparse,
     observe,
     totals,
 )
@@ -86,16 +86,6 @@ def _counts_key(token: str, axis: int, strip: int, other: int) -> Key:
     return (f"counts-{'WH'[axis]}-{token}", strip)
 
 
-def is_dask(X: Any) -> bool:
-    """Return whether X is a Dask array."""
-    return type(X).__module__.startswith("dask.array")
-
-
-def in_memory(X: Any) -> Any:
-    """Return a Dask array's value; anything else as it is."""
-    return X.compute() if is_dask(X) else X
-
-
 def load(
     X: Any, mask: Any | None, rank: int, runner: Runner, *, may_be_empty: bool = False
 ) -> Data:
@@ -140,25 +130,6 @@ def load(
         recomputable=is_dask(X) and (mask is None or is_dask(mask)),
         leaves=leaves | summary,
     )
-
-
-def check_kinds(X: Any, mask: Any | None) -> None:
-    """Refuse a dense mask for a sparse X, and the reverse."""
-    if mask is not None and block_kind(mask) != block_kind(X):
-        msg = (
-            f"mask is {block_kind(mask)}, but X is {block_kind(X)}; give a mask of X's "
-            "kind, for a sparse X with the weights of the entries that X stores"
-        )
-        raise ValueError(msg)
-
-
-def block_kind(X: Any) -> str:
-    """Return "sparse" or "dense": what X is or, for a Dask array, its blocks are."""
-    if not is_dask(X):
-        return "sparse" if is_sparse(X) else "dense"
-    from dask.array.utils import meta_from_array
-
-    return "sparse" if is_sparse(meta_from_array(X)) else "dense"
 
 
 def _cut_array(

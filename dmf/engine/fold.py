@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from dmf.engine.arrays import strips_to_array
-from dmf.engine.data import is_dask, load
+from dmf.engine.data import load
+from dmf.engine.kinds import is_dask
 from dmf.engine.lower import Graph
 from dmf.engine.rounds import build_half, zero_strip
 from dmf.engine.runner import Runner

@@ -16,7 +16,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from dmf.engine.data import is_dask
+from dmf.engine.kinds import is_dask
 from dmf.engine.runner import choose_runner
 from dmf.io.places import (
     PathLike,

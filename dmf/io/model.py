@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from dmf.engine.data import is_dask
+from dmf.engine.kinds import is_dask
 from dmf.io.matrices import write_zarr
 from dmf.io.places import (
     PathLike,
