@@ -70,4 +70,6 @@ def client(cluster: Any) -> Iterator[Any]:
     from distributed import Client
 
     with Client(cluster) as client:
+        # A test before this one may have killed some, and their nannies start others.
+        client.wait_for_workers(2, timeout=60)
         yield client
