@@ -163,8 +163,6 @@ def fill_block(X: Array, mask: Array | None, W: Array, H: Array, dtype: Any) -> 
         Kept transposed, as everywhere inside dmf.
     dtype : dtype of the result
     """
-    if mask is not None:
-        check_weights(mask)
     if is_sparse(X):
         X, weights = _same_pattern(X, mask)
         observed = observed_entries(X.data, weights)
@@ -174,6 +172,8 @@ def fill_block(X: Array, mask: Array | None, W: Array, H: Array, dtype: Any) -> 
         return result
     xp = array_namespace(X)
     X = xp.astype(X, dtype, copy=False)
+    if mask is not None:
+        check_weights(mask)
     observed = observed_entries(X, mask)
     result = xp.empty_like(X)
     for rows in dense.tiles(DenseBlock(X, None)):
@@ -208,8 +208,6 @@ def _observe_sparse(
 ) -> SparseBlock:
     from dmf.kernels.sparse import SparseBlock
 
-    if mask is not None:
-        check_weights(mask)
     X, given = _same_pattern(X, mask)
     observed = observed_entries(X.data, given)
     weights = None
@@ -288,6 +286,7 @@ def _same_pattern(X: Any, mask: Any | None) -> tuple[Any, Array | None]:
     if mask is None:
         return X, None
     mask = canonical_csr(mask)
+    check_weights(mask.data)
     same = np.array_equal(X.indptr, mask.indptr)
     if not same or not np.array_equal(X.indices, mask.indices):
         msg = (

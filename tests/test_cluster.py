@@ -138,7 +138,7 @@ def kill_a_worker(client: Any) -> None:
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("rounds", [(7,), (12,), (3, 11)], ids=str)
+@pytest.mark.parametrize("rounds", [(7,), (12,), (15,), (3, 11)], ids=str)
 def test_killed_workers_change_nothing(
     client: Any, uneven: Any, rounds: tuple[int, ...]
 ) -> None:
@@ -171,18 +171,6 @@ def test_killed_workers_change_nothing_for_dask_input(client: Any) -> None:
             kill_a_worker(client)
 
     found = dmf.factorize(X, 3, callbacks=[kill], **SETTINGS)
-    assert_same_bits(found, expected)
-
-
-@pytest.mark.faults
-def test_a_worker_killed_in_the_last_round(client: Any, uneven: Any) -> None:
-    expected = on_threads(uneven, 5)
-
-    def kill(record: dmf.Record) -> None:
-        if record.round == 15:
-            kill_a_worker(client)
-
-    found = dmf.factorize(uneven, 5, callbacks=[kill], **SETTINGS)
     assert_same_bits(found, expected)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import array_api_strict
@@ -413,7 +414,7 @@ def test_weights_that_overflow_float32_are_refused() -> None:
     """1e300 is finite, but not in float32, which a float32 X is computed in."""
     problem = low_rank(dtype=np.float32)
     weights = problem.weights.astype(float) * 1e300
-    call = lambda: dmf.factorize(problem.nan, 2, mask=weights, max_rounds=2)  # noqa: E731
+    call = partial(dmf.factorize, problem.nan, 2, mask=weights, max_rounds=2)
     assert_refused(ValueError, "at most 1e+12", call)
 
 
@@ -450,8 +451,7 @@ def test_sparse_x_takes_no_dense_mask(no_tasks: None, form: str) -> None:
     X = form_of(low_rank(), form)
     text = "mask is dense, but X is sparse; give a mask of X's kind"
     for mask in (low_rank().mask, da.from_array(low_rank().mask, chunks=CHUNKS)):
-        call = lambda mask=mask: dmf.factorize(X, 2, mask=mask)  # noqa: E731
-        assert_refused(ValueError, text, call)
+        assert_refused(ValueError, text, partial(dmf.factorize, X, 2, mask=mask))
 
 
 @pytest.mark.parametrize("form", ["numpy", "dask"])
@@ -459,8 +459,7 @@ def test_dense_x_takes_no_sparse_mask(no_tasks: None, form: str) -> None:
     X = form_of(low_rank(), form)
     text = "mask is sparse, but X is dense; give a mask of X's kind"
     for mask in (low_rank().sparse(), form_of(low_rank(), "dask-sparse")):
-        call = lambda mask=mask: dmf.factorize(X, 2, mask=mask)  # noqa: E731
-        assert_refused(ValueError, text, call)
+        assert_refused(ValueError, text, partial(dmf.factorize, X, 2, mask=mask))
 
 
 def test_sparse_chunks_of_a_mask_are_those_of_x(no_tasks: None) -> None:

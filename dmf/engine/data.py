@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Hashable
 from dataclasses import dataclass, field
 from functools import partial
 from types import ModuleType
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from dmf.engine.chunks import in_chunks
 from dmf.engine.grid import (
     KEEP_CHUNKS,
     SPLIT_CHUNKS,
@@ -21,7 +21,7 @@ from dmf.engine.grid import (
     merged_bounds,
 )
 from dmf.engine.kinds import block_kind, check_kinds, in_memory, is_dask
-from dmf.engine.lower import Lowering, Place
+from dmf.engine.lower import Key, Lowering, Place
 from dmf.engine.runner import Leaf, Runner
 from dmf.engine.trace import Trace, follow
 from dmf.kernels import kernels_for
@@ -35,8 +35,6 @@ from dmf.observed import (
     totals,
 )
 from dmf.validation import refuse_empty, working_dtype
-
-Key = Hashable
 
 
 @dataclass(frozen=True)
@@ -183,51 +181,45 @@ def _load_dask(
     if mask is not None and not is_dask(mask):
         check_weights(mask)
     grid = _grid_of_chunks(X, rank, kind)
-    P, Q = grid.shape
-    X = _aligned(X, "X", grid)
+    arrays = [_aligned(X, "X", grid, runner)]
+    if mask is not None:
+        arrays.append(_aligned(mask, "mask", grid, runner))
+    arrays = optimize(*arrays)
     graph: dict[Key, Any] = {}
-    mask_keys: list[list[Key | None]] = [[None] * Q for _ in range(P)]
-    if is_dask(mask):
-        X, mask = optimize(X, _aligned(mask, "mask", grid))
-        graph.update(mask.__dask_graph__())
-        mask_keys = mask.__dask_keys__()
-    else:
-        (X,) = optimize(X)
-        if mask is not None:
-            mask = canonical_csr(mask) if kind == "sparse" else mask
-            mask_keys = [[(f"mask-{token}", i, j) for j in range(Q)] for i in range(P)]
-            parts = [
-                mask[_slice(grid.strip(0, i)), _slice(grid.strip(1, j))]
-                for i in range(P)
-                for j in range(Q)
-            ]
-            flat = [key for row in mask_keys for key in row]
-            graph.update(zip(flat, runner.put(parts), strict=True))
-    graph.update(X.__dask_graph__())
-    x_keys = X.__dask_keys__()
+    for array in arrays:
+        graph.update(array.__dask_graph__())
+    P, Q = grid.shape
+    parts = [array.__dask_keys__() for array in arrays]
+    if mask is None:
+        parts.append([[None] * Q] * P)
+    x_keys, mask_keys = parts
     keys = []
     for i in range(P):
         for j in range(Q):
             key = _block_key(token, 0, i, j)
             origin = (grid.strip(0, i).start, grid.strip(1, j).start)
-            part = x_keys[i][j], mask_keys[i][j]
-            graph[key] = (_observe_at, *part, dtype, kind, *origin)
+            graph[key] = (
+                _observe_at,
+                x_keys[i][j],
+                mask_keys[i][j],
+                dtype,
+                kind,
+                *origin,
+            )
             keys.append(key)
     return grid, runner.run(graph, keys)
 
 
-def _aligned(X: Any, name: str, grid: Grid) -> Any:
-    """Return a Dask array whose chunks are the blocks of the grid."""
+def _aligned(X: Any, name: str, grid: Grid, runner: Runner) -> Any:
+    """Return X as a Dask array whose chunks are the blocks of the grid."""
     chunks = (_lengths(grid.row_bounds), _lengths(grid.column_bounds))
-    if X.chunks == chunks:
-        return X
-    if block_kind(X) == "sparse":
+    if is_dask(X) and block_kind(X) == "sparse" and X.chunks != chunks:
         msg = (
             f"the chunks of {name}, {X.chunks}, must be those of X, {chunks}: sparse "
             "chunks can't be cut anew"
         )
         raise ValueError(msg)
-    return X.rechunk(chunks)
+    return in_chunks(X, chunks, runner)
 
 
 def _observe_at(
@@ -266,30 +258,28 @@ def _count(
     for axis in (0, 1):
         trace = Trace()
         block = trace.input("block")
-        counted = trace.per_block("count", partial(_summary, axis=axis), block)
-        counted = trace.sum_over_strip(counted)
-        whole = trace.sum_over_all(counted[1])
+        each = trace.per_block("count", partial(counts, axis=axis), block)
+        outputs = [trace.sum_over_strip(each)]
+        if axis == 1:  # once is enough
+            each = trace.per_block("total", totals, block)
+            outputs.append(trace.sum_over_all(trace.sum_over_strip(each)))
         lowering = Lowering(
             trace,
             {block: Place(partial(_block_key, token, axis))},
-            (counted, whole),
+            tuple(outputs),
             (grid.shape[axis], grid.shape[1 - axis]),
             f"{'WH'[axis]}-{token}",
             (),
         )
         graph.update(lowering.graph)
-        place = lowering.find(counted[0])
+        place = lowering.find(outputs[0])
         for i in range(grid.shape[axis]):
             summary.append(_counts_key(token, axis, i, 0))
             graph[summary[-1]] = (follow, place.key(i, 0), place.path)
-        total = lowering.find(whole).key(0, 0)
+    total = lowering.find(outputs[1]).key(0, 0)
     done = runner.run(graph, [*summary, total])
     (totals_of_all,) = runner.fetch([done.pop(total)])
     return done, totals_of_all
-
-
-def _summary(block: Any, *, axis: int) -> tuple[Any, Totals]:
-    return counts(block, axis), totals(block)
 
 
 def _slice(rows: range) -> slice:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 
 from dmf.engine.data import Data
-from dmf.engine.lower import Graph, Lowering, Place
+from dmf.engine.lower import Graph, Key, Lowering, Place
 from dmf.engine.runner import Leaf, Runner
 from dmf.engine.trace import HalfTrace
 from dmf.init import random_strip
 from dmf.penalties import Penalty
 from dmf.solvers.base import Solver
 
-Key = Hashable
 Penalties = tuple[Penalty, Penalty]
 Strips = tuple[Key, ...]  # the keys of a factor's strips
 

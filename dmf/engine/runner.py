@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -13,11 +13,11 @@ import dask.threaded
 from dask.base import persist
 from threadpoolctl import threadpool_limits
 
+from dmf.engine.lower import Graph, Key
+
 if TYPE_CHECKING:
     from distributed import Client
 
-Key = Hashable
-Graph = dict[Key, Any]
 Leaf = Any  # what stands for a computed value: the value itself, or a Future
 
 

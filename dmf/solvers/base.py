@@ -99,7 +99,6 @@ def moved(
     factor = moving + move
     report = Report(
         loss_before=loss_before,
-        # Rounding may take a loss of next to nothing below zero.
         loss=loss_before + change,
         penalty_before=penalty_before,
         penalty=penalty.value(factor, counts),
