@@ -2,44 +2,25 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from dmf.engine.arrays import strips_to_array
-from dmf.engine.data import load
-from dmf.engine.kinds import is_dask
-from dmf.engine.loop import Loop, Outcome
-from dmf.engine.rounds import Penalties, start_state
-from dmf.engine.runner import choose_runner
-from dmf.init import scale_for
+from dmf._candidates import Callback, Candidate, best_of, fit_candidates
+from dmf._fold import start_from
+from dmf._settings import check_compatible, check_penalty, check_settings
+from dmf.containers import unwrap_like, unwrap_pair
 from dmf.penalties import Penalty, Ridge
-from dmf.progress import Progress
-from dmf.result import Factorization, History, Record, Status
-from dmf.solvers import NormalizedGradient, Solver
-from dmf.validation import (
-    check_integer,
-    check_mask,
-    check_matrix,
-    check_rank,
-    check_real,
-    check_scale,
-)
+from dmf.result import Factorization
+from dmf.solvers import Solver
+from dmf.validation import check_bool, check_integer, check_matrix, check_rank
 
 if TYPE_CHECKING:
     from distributed import Client
 
 Array = Any
-Callback = Callable[[Record], Any]
-OnePenalty = Penalty | None
-
-# penalty="auto": the strength of the ridge, in units of the data's standard deviation.
-AUTO_STRENGTH = 0.02
+CUT_SHORT = ("interrupted", "stopped")
+OnePenalty = Penalty | str | None
 
 
 def factorize(
@@ -47,9 +28,16 @@ def factorize(
     rank: int,
     *,
     mask: Array | None = None,
-    penalty: OnePenalty | tuple[OnePenalty, OnePenalty] | str = "auto",
+    offsets: str = "none",
+    penalty: OnePenalty | tuple[OnePenalty, OnePenalty] = "auto",
+    offset_penalty: Ridge | str | None = "auto",
+    unobserved_weight: float = 0.0,
+    validation: float | Array | None = None,
+    patience: int = 10,
+    start: Factorization | None = None,
     solver: Solver | None = None,
     restarts: int = 1,
+    drop: bool = True,
     max_rounds: int = 200,
     tol: float = 1e-4,
     check_every: int = 1,
@@ -58,16 +46,17 @@ def factorize(
     callbacks: Iterable[Callback] = (),
     progress: bool | None = None,
 ) -> Factorization:
-    """Factorize a matrix with missing entries: X ≈ W H where X is observed.
+    """Factorize a matrix with missing entries: X ≈ μ + b + c + W H where X is observed.
 
-    Minimises E(W, H) = ½ Σ M (X − W H)² + Ω_W(W) + Ω_H(H) by alternating half-steps on
-    W and on H, block by block.
+    Minimises E = ½ Σ M (X − μ − b_i − c_j − W H)² + Ω_W(W) + Ω_H(H) by alternating
+    half-steps on W and on H, block by block.
 
     Parameters
     ----------
     X : array, shape (m, n)
         NumPy array, scipy.sparse matrix or array of any format, Dask array of dense
-        blocks, or Dask array whose blocks are scipy.sparse (its chunks are then kept).
+        blocks, or Dask array whose blocks are scipy.sparse (its chunks are then kept);
+        a pandas DataFrame, a 2-D xarray DataArray, or what `from_triplets` returns.
         Real numbers; float16 and float32 are computed in float32, all others in
         float64. Missing: NaN, in dense blocks; whatever isn't stored, in sparse ones
         (a zero that is stored is an observed zero; entries stored twice are added).
@@ -77,15 +66,42 @@ def factorize(
         True (or a weight above 0) where X is observed. Weights w ≥ 0 make the square of
         a residual count w times. For a sparse X: a sparse matrix with the same stored
         entries. Entries that are NaN in X are missing whatever the mask says.
-    penalty : Ridge, None, a pair of them, or "auto", default "auto"
-        On both factors, or (for W, for H). "auto" is
-        ``Ridge(0.02 * std, by_count=True)``, where std is the standard deviation of the
-        observed entries: it pulls predictions towards 0 by a few percent of the spread
-        of X, whatever the unit and the level of X. None: no penalty.
+    offsets : {"none", "global", "rows", "columns", "both"}, default "none"
+        Which of μ, b_i and c_j are fitted together with W and H: none of them, μ alone,
+        or μ with an offset for each row, for each column, or for both.
+    penalty : Penalty, None, "auto", or a pair of them, default "auto"
+        On both factors, or (for W, for H): `Ridge`, `Lasso`, `NonNegative`, `Smooth`
+        and their sums. "auto" is ``Ridge(0.02 * std, by_count=True)``, where std is the
+        standard deviation of the observed entries: it pulls predictions towards 0 by a
+        few percent of the spread of X, whatever the unit and the level of X. None: no
+        penalty.
+    offset_penalty : Ridge, None, or "auto", default "auto"
+        On the offsets of rows and columns, around their mean. "auto" is ``Ridge(2)``: a
+        row with two entries gets half of the offset that they call for.
+    unobserved_weight : float, default 0.0
+        α in [0, 1]. 0: what is unobserved is missing. 1: every entry that a sparse X
+        doesn't store is an observed zero (counts of words, say). Between: it is a zero
+        of this weight (implicit feedback). What it costs doesn't depend on the number
+        of zeros in a sparse X.
+    validation : float or array, optional
+        What is held out to validate the fit on. A number in (0, 1): this share of the
+        observed entries, chosen by `seed`, row and column, and so the same for any
+        chunking. A bool array: the entries of X that it names. Numbers (NaN, or not
+        stored: not held out): entries that X doesn't have. Their RMSE and MAE are in
+        the history, and the factors of the best check are returned.
+    patience : int, default 10
+        With `validation`: stop after so many checks without a lower RMSE.
+    start : Factorization, optional
+        Start there, not at random. X may have grown by rows and columns at its ends:
+        their factors then come from `Factorization.fold_in`.
     solver : Solver, optional
         Default `NormalizedGradient()`.
     restarts : int, default 1
-        How many random starts to run; the one with the lowest objective is kept.
+        How many random starts to fit together, each block of X being read once for all
+        of them. The one with the lowest objective (with `validation`: the lowest RMSE
+        on what is held out) is kept.
+    drop : bool, default True
+        Drop the worse half of the restarts after 10 rounds, and again after 20, 40, …
     max_rounds : int, default 200
         A round is a half-step on W, then one on H.
     tol : float, default 1e-4
@@ -102,7 +118,8 @@ def factorize(
         factors of a Dask X stay on the cluster: use them while the client is active, or
         inside ``with client.as_current():``.
     callbacks : iterable of callables
-        Each is called with every `Record`; one that returns True stops the fit.
+        Each is called with every `Record` of every restart; one that returns True stops
+        the fit.
     progress : bool, optional
         A line with round, objective, RMSE, gradient and the time left at most. Default:
         only if standard error is a terminal.
@@ -121,12 +138,13 @@ def factorize(
     See Also
     --------
     impute : fill what is missing.
+    sweep : many ranks and penalties in one pass.
     MatrixFactorization : the same as a scikit-learn estimator.
 
     Notes
     -----
     A level that is far above the spread of X (temperatures in kelvin, ratings from 1 to
-    5) takes up a component and many rounds: subtract the mean first.
+    5) takes up a component and many rounds: let offsets take it.
 
     References
     ----------
@@ -142,125 +160,45 @@ def factorize(
     >>> bool(abs(dmf.impute(X, fit)[0, 1] - 2.0) < 0.1)
     True
     """
-    shape = check_matrix("X", X)
-    rank = check_rank(rank, shape)
-    if mask is not None:
-        check_mask(X, mask)
-    solver = NormalizedGradient() if solver is None else solver
-    _check_solver(solver)
-    _check_penalty(penalty)
+    X, mask, labels = unwrap_pair(X, mask)
+    validation = unwrap_like(validation, labels, "validation")
+    rank = check_rank(rank, check_matrix("X", X))
     restarts = check_integer("restarts", restarts, at_least=1)
-    max_rounds = check_integer("max_rounds", max_rounds, at_least=1)
-    check_every = check_integer("check_every", check_every, at_least=1)
-    seed = check_integer("seed", seed, at_least=0)
-    tol = check_real("tol", tol)
-    callbacks = _check_callbacks(callbacks)
-    runner = choose_runner(client)
-
-    with runner.session(), ExitStack() as stack:
-        reload = partial(load, X, mask, rank, runner)
-        data = reload()
-        check_scale(data.totals.mean_square**0.5, data.dtype)
-        penalties = _resolve(penalty, data.totals.deviation)
-        scale = scale_for(data.totals.mean_square, rank)
-        bar = stack.enter_context(Progress(progress, max_rounds, restarts))
-        best: Outcome | None = None
-        objectives: list[float] = []
-        for start in range(restarts):
-            bar.begin(start)
-            loop = Loop(
-                data,
-                reload,
-                partial(start_state, rank=rank, seed=seed, start=start, scale=scale),
-                solver,
-                penalties,
-                runner,
-                max_rounds=max_rounds,
-                tol=tol,
-                check_every=check_every,
-                watch=partial(_watch, (bar.show, *callbacks)),
-            )
-            try:
-                outcome = loop.run()
-                status = outcome.status
-                objectives.append(outcome.objective)
-                # Only the best factors are kept: they may be large.
-                best = outcome if best is None else min(best, outcome, key=_rank_of)
-            except KeyboardInterrupt:  # before the start was there
-                if best is None:
-                    raise
-                status = Status("interrupted", 0)
-            data = loop.data  # loaded anew if workers were lost
-            cut_short = status.code in ("interrupted", "stopped")
-            if cut_short:
-                break
-        assert best is not None
-        W, Ht = (
-            strips_to_array(
-                data, best.state.strips(axis), axis, rank, is_dask(X), runner
-            )
-            for axis in (0, 1)
-        )
-    return Factorization(
-        W=W,
-        H=Ht.T,
-        history=History(best.records, best.initial_objective),
-        # A fit that was cut short says so, also when an earlier start was the better.
-        status=replace(best.status, code=status.code) if cut_short else best.status,
-        penalty=penalties,
+    pair = check_penalty(penalty)
+    settings = check_settings(
+        X,
+        mask=mask,
+        offsets=offsets,
+        offset_penalty=offset_penalty,
+        unobserved_weight=unobserved_weight,
+        validation=validation,
+        patience=patience,
         solver=solver,
+        max_rounds=max_rounds,
+        tol=tol,
+        check_every=check_every,
         seed=seed,
-        objectives=tuple(objectives),
+        client=client,
+        callbacks=callbacks,
+        progress=progress,
+        groups=(0,) * restarts if check_bool("drop", drop) else None,
     )
-
-
-def _watch(callbacks: tuple[Callback, ...], record: Record) -> bool:
-    # Every callback sees every record, also when an earlier one has said stop.
-    answers = [callback(record) for callback in callbacks]
-    return any(isinstance(answer, bool | np.bool_) and answer for answer in answers)
-
-
-def _rank_of(outcome: Outcome) -> float:
-    """Order outcomes by their objective; one that never finished a round comes last."""
-    return math.inf if math.isnan(outcome.objective) else outcome.objective
-
-
-def _resolve(penalty: Any, deviation: float) -> Penalties:
-    """Return the penalties for W and for H."""
-    if isinstance(penalty, str):
-        penalty = Ridge(AUTO_STRENGTH * deviation, by_count=True)
-    pair = penalty if isinstance(penalty, tuple) else (penalty, penalty)
-    W, H = (Ridge(0.0) if one is None else one for one in pair)
-    return W, H
-
-
-def _check_penalty(penalty: Any) -> None:
-    pair = penalty if isinstance(penalty, tuple) else (penalty, penalty)
-    fits = len(pair) == 2 and all(isinstance(one, Ridge | None) for one in pair)
-    if not fits and not (isinstance(penalty, str) and penalty == "auto"):
-        msg = (
-            'penalty must be a dmf.Ridge, None, "auto", or a pair (for W, for H) of '
-            f"the first two; got {penalty!r}"
-        )
-        raise TypeError(msg)
-
-
-def _check_callbacks(callbacks: Any) -> tuple[Callback, ...]:
-    listed = tuple(callbacks) if isinstance(callbacks, Iterable) else (None,)
-    if not all(callable(callback) for callback in listed):
-        msg = (
-            "callbacks must be a list of functions that take a dmf.Record, "
-            f"got {callbacks!r}"
-        )
-        raise TypeError(msg)
-    return listed
-
-
-def _check_solver(solver: Any) -> None:
-    if isinstance(solver, type) or not callable(getattr(solver, "half_step", None)):
-        msg = (
-            "solver must be a solver such as dmf.NormalizedGradient(), "
-            "dmf.GradientDescent(0.01) or dmf.AlternatingLeastSquares(); "
-            f"got {solver!r}"
-        )
-        raise TypeError(msg)
+    check_compatible(X.shape, [pair], settings.solver)
+    if start is not None:
+        if restarts > 1:
+            msg = (
+                f"restarts={restarts} start at random, but start= names one start; "
+                "give one of them"
+            )
+            raise ValueError(msg)
+        given = start_from(start, X, mask, labels, rank, settings)
+        settings = replace(settings, start=given)
+    candidates = [Candidate(rank, pair, number) for number in range(restarts)]
+    fits = fit_candidates(X, candidates, settings)
+    objectives = tuple(fit.outcome.objective for fit in fits)
+    best = best_of(fits)
+    cut_short = [c for c in (fit.outcome.status.code for fit in fits) if c in CUT_SHORT]
+    if cut_short:
+        # A fit that was cut short says so, also if the best start had come to its end.
+        best = replace(best, status=replace(best.status, code=cut_short[0]))
+    return replace(best, objectives=objectives, labels=labels)

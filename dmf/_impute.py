@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from dmf._predict import augmented
+from dmf.containers import check_same_labels, unwrap_pair
 from dmf.engine.arrays import fill_lazily
 from dmf.engine.kinds import check_kinds, in_memory, is_dask
-from dmf.observed import check_weights, fill_block, filled_dtype
+from dmf.entries import check_weights, fill_block, filled_dtype
 from dmf.result import Factorization
 from dmf.validation import check_mask, check_matrix
 
@@ -16,7 +18,7 @@ Array = Any
 
 
 def impute(X: Array, factorization: Factorization, mask: Array | None = None) -> Array:
-    """Fill the missing entries of X with W H; observed entries stay as they are.
+    """Fill what is missing in X with μ + b + c + W H; what is observed stays as it is.
 
     Parameters
     ----------
@@ -30,8 +32,9 @@ def impute(X: Array, factorization: Factorization, mask: Array | None = None) ->
     Returns
     -------
     array, shape (m, n)
-        A lazy Dask array for a Dask array, else a NumPy array; dense also when X is
-        sparse. Its dtype is that of X, or float64 if X holds integers or bools.
+        A lazy Dask array for a Dask array, a DataFrame or DataArray for one, with its
+        labels, else a NumPy array; dense also when X is sparse. Its dtype is that of
+        X, or float64 if X holds integers or bools.
         Observed entries are bit-identical to those of X.
 
     Raises
@@ -50,6 +53,7 @@ def impute(X: Array, factorization: Factorization, mask: Array | None = None) ->
     >>> bool(np.isnan(filled).any()), float(filled[3, 1])
     (False, 8.0)
     """
+    X, mask, labels = unwrap_pair(X, mask)
     shape = check_matrix("X", X)
     if shape != factorization.shape:
         msg = (
@@ -62,7 +66,12 @@ def impute(X: Array, factorization: Factorization, mask: Array | None = None) ->
         check_kinds(X, mask)
         if not is_dask(mask):
             check_weights(mask)
-    W, H = factorization.W, factorization.H
+    check_same_labels(labels, factorization.labels)
+    filled = _filled(X, mask, *augmented(factorization))
+    return filled if labels is None else labels.wrap_matrix(filled)
+
+
+def _filled(X: Array, mask: Array | None, W: Array, H: Array) -> Array:
     if is_dask(X):
         return fill_lazily(X, mask, W, H)
     W, H = np.asarray(W), np.asarray(H)

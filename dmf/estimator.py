@@ -13,9 +13,9 @@ from sklearn.base import (
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from dmf._factorize import OnePenalty, factorize
-from dmf.engine.fold import fold_in_rows
+from dmf.engine.arrays import concatenated
 from dmf.engine.kinds import is_dask
-from dmf.engine.runner import choose_runner
+from dmf.penalties import Ridge
 from dmf.solvers import Solver
 from dmf.validation import check_mask, check_matrix
 
@@ -37,8 +37,10 @@ class MatrixFactorization(
     ----------
     rank : int, default 10
         The number of components, at most the smaller side of X.
-    penalty, solver, restarts, max_rounds, tol, seed, client, progress
-        As in `factorize`.
+    offsets, penalty, offset_penalty, unobserved_weight, solver, restarts, max_rounds, \
+tol, seed, client, progress
+        As in `factorize`. With offsets of rows, `transform` returns them as one column
+        more, after the factors.
 
     Attributes
     ----------
@@ -71,7 +73,10 @@ class MatrixFactorization(
         self,
         rank: int = 10,
         *,
-        penalty: OnePenalty | tuple[OnePenalty, OnePenalty] | str = "auto",
+        offsets: str = "none",
+        penalty: OnePenalty | tuple[OnePenalty, OnePenalty] = "auto",
+        offset_penalty: Ridge | str | None = "auto",
+        unobserved_weight: float = 0.0,
         solver: Solver | None = None,
         restarts: int = 1,
         max_rounds: int = 200,
@@ -81,7 +86,10 @@ class MatrixFactorization(
         progress: bool | None = False,
     ) -> None:
         self.rank = rank
+        self.offsets = offsets
         self.penalty = penalty
+        self.offset_penalty = offset_penalty
+        self.unobserved_weight = unobserved_weight
         self.solver = solver
         self.restarts = restarts
         self.max_rounds = max_rounds
@@ -112,7 +120,10 @@ class MatrixFactorization(
             X,
             self.rank,
             mask=mask,
+            offsets=self.offsets,
             penalty=self.penalty,
+            offset_penalty=self.offset_penalty,
+            unobserved_weight=self.unobserved_weight,
             solver=self.solver,
             restarts=self.restarts,
             max_rounds=self.max_rounds,
@@ -136,17 +147,18 @@ class MatrixFactorization(
 
         Returns
         -------
-        array, shape (n_samples, rank)
+        array, shape (n_samples, rank) or (n_samples, rank + 1)
             A Dask array if X is one, else NumPy. A row without observed entries is 0.
+            With offsets of rows, theirs are the last column.
         """
         check_is_fitted(self)
         X = self._checked(X, reset=False)
         if mask is not None:
             check_mask(X, mask)
-        penalty, _ = self.factorization_.penalty
-        runner = choose_runner(self.client)
-        with runner.session():
-            return fold_in_rows(X, mask, self.components_, penalty, runner)
+        new = self.factorization_.fold_in(rows=X, mask=mask, client=self.client)
+        if new.row_offsets is None:
+            return new.W
+        return concatenated([new.W, new.row_offsets[:, None]], 1)
 
     def fit_transform(
         self, X: Array, y: None = None, *, mask: Array | None = None
@@ -155,11 +167,12 @@ class MatrixFactorization(
         return self.fit(X, mask=mask).transform(X, mask=mask)
 
     def inverse_transform(self, W: Array) -> Array:
-        """Return W H, the approximation of the rows that W belongs to.
+        """Return μ + b + c + W H, the approximation of the rows that W belongs to.
 
         Parameters
         ----------
-        W : array, shape (n_samples, rank)
+        W : array, shape (n_samples, rank) or (n_samples, rank + 1)
+            What `transform` returns.
 
         Returns
         -------
@@ -168,18 +181,24 @@ class MatrixFactorization(
             observed.
         """
         check_is_fitted(self)
-        rank = self.components_.shape[0]
-        if len(W.shape) != 2 or W.shape[1] != rank:
+        fit, width = self.factorization_, self._n_features_out
+        if len(W.shape) != 2 or W.shape[1] != width:
             msg = (
-                f"W has shape {tuple(W.shape)}, but the model has rank {rank}; pass "
-                "what transform returns"
+                f"W has shape {tuple(W.shape)}, but transform returns {width} columns; "
+                "pass what it returns"
             )
             raise ValueError(msg)
-        return W @ self.components_
+        product = W[:, : fit.rank] @ self.components_ + fit.offset
+        if fit.row_offsets is not None:
+            product = product + W[:, fit.rank :]
+        if fit.column_offsets is not None:
+            product = product + fit.column_offsets
+        return product
 
     @property
     def _n_features_out(self) -> int:
-        return int(self.components_.shape[0])
+        has_offset = self.factorization_.row_offsets is not None
+        return int(self.components_.shape[0]) + has_offset
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

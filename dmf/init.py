@@ -1,4 +1,4 @@
-"""Random starts, seeded by row and column.
+"""Where a fit starts: at random, seeded by row and column, or at a former fit.
 
 Row i of a factor depends on the seed, the start, the factor and i, and on nothing else:
 not on the chunks, not on the worker, not on the order of the work. A counter-based
@@ -7,10 +7,15 @@ generator (Philox) jumps to any row at no cost.
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from dmf.objective import Side
+
+Array = Any
 
 # Philox yields four 64-bit numbers for each value of its counter.
 _PER_COUNT = 4
@@ -63,3 +68,89 @@ def random_strip(
 
     strip: NDArray[Any] = (scale * ndtri(uniform)).astype(dtype)
     return strip
+
+
+class Start(Protocol):
+    """Where the factors of all candidates begin."""
+
+    def given(self, axis: int) -> Array | None:
+        """Return the whole factor if it's known, shape (length, c); Dask or NumPy."""
+
+    def level(self, axis: int) -> float:
+        """Return what the offsets of a factor are pulled towards at first."""
+
+    def strip(
+        self, axis: int, rows: range, side: Side, given: Array | None, dtype: Any
+    ) -> Array:
+        """Return rows of a factor, shape (len(rows), K, c); `given` are its own."""
+
+
+@dataclass(frozen=True)
+class RandomStart:
+    """Random normal factors, and offsets at the mean of X.
+
+    Parameters
+    ----------
+    seed : int
+    numbers : tuple of int
+        The number of each candidate's restart.
+    mean_square : float
+        Of what the factors are to approximate.
+    levels : (float, float)
+        Where the offsets of W and of H begin.
+    """
+
+    seed: int
+    numbers: tuple[int, ...]
+    mean_square: float
+    levels: tuple[float, float] = (0.0, 0.0)
+
+    def given(self, axis: int) -> None:
+        return None
+
+    def level(self, axis: int) -> float:
+        return self.levels[axis]
+
+    def strip(
+        self, axis: int, rows: range, side: Side, given: Array | None, dtype: Any
+    ) -> Array:
+        strip = np.zeros((len(rows), len(self.numbers), side.width), dtype=dtype)
+        for k, (number, rank) in enumerate(zip(self.numbers, side.ranks, strict=True)):
+            scale = scale_for(self.mean_square, rank)
+            drawn = random_strip(self.seed, number, axis, rows, rank, scale, dtype)
+            if side.penalties[k].nonnegative:
+                drawn = np.abs(drawn)
+            strip[:, k, :rank] = drawn
+        for role, column in zip(side.roles, range(side.rank, side.width), strict=True):
+            strip[:, :, column] = 1.0 if role == "one" else self.levels[axis]
+        return strip
+
+
+@dataclass(frozen=True)
+class GivenStart:
+    """The factors of a former fit, with the columns of its offsets beside them.
+
+    Parameters
+    ----------
+    factors : (array of shape (m, c), array of shape (n, c))
+    levels : (float, float)
+        Where the centres of the offsets of W and of H begin.
+    """
+
+    factors: tuple[Array, Array]
+    levels: tuple[float, float] = (0.0, 0.0)
+
+    def given(self, axis: int) -> Array:
+        return self.factors[axis]
+
+    def level(self, axis: int) -> float:
+        return self.levels[axis]
+
+    def strip(
+        self, axis: int, rows: range, side: Side, given: Array | None, dtype: Any
+    ) -> Array:
+        strip = np.array(given, dtype=dtype)[:, None, :]
+        if side.penalties[0].nonnegative:
+            proper = strip[:, :, : side.rank]
+            np.maximum(proper, 0, out=proper)
+        return strip

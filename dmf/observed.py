@@ -1,18 +1,28 @@
-"""What counts as observed: NaN, masks, weights and the pattern of sparse matrices.
+"""Parts of X as a fit sees them: blocks, what is held out, counts and totals.
 
-Everything later works on blocks that this module has made, so the rules stand here
-once: an entry is observed if it isn't NaN, if the mask (where there is one) is positive
-there, and, in a sparse matrix, if it is stored.
+Everything later works on blocks that this module has made: the rules of `dmf.entries`
+are followed here, once.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 from array_api_compat import array_namespace
 
+from dmf.entries import (
+    canonical_csr,
+    check_weights,
+    is_pattern,
+    is_sparse,
+    observed_entries,
+    row_numbers,
+    same_pattern,
+)
+from dmf.holdout import Share
 from dmf.kernels import dense
 from dmf.kernels.dense import DenseBlock
 
@@ -21,17 +31,33 @@ if TYPE_CHECKING:
 
 Array = Any
 
-# Beyond, squares of float32 residuals times a weight could overflow.
-LARGEST_WEIGHT = 1e12
-
 
 class Totals(NamedTuple):
-    """Sums over the observed entries of a block, or of many."""
+    """Sums over the entries of a block that the loss sees, or of many blocks.
+
+    Parameters
+    ----------
+    entries : int
+        Observed entries.
+    weight, sum, sum_of_squares : float
+        Weighted sums of 1, x and x²; what isn't observed counts as zeros of weight α.
+    masked : int
+        Blocks whose entries aren't all observed with weight 1.
+    held_out : float
+        The weight of the entries that are held out.
+    """
 
     entries: int
     weight: float
     sum: float
     sum_of_squares: float
+    masked: int
+    held_out: float
+
+    @property
+    def mean(self) -> float:
+        """The weighted mean; 0 if nothing is observed."""
+        return self.sum / self.weight if self.weight > 0 else 0.0
 
     @property
     def mean_square(self) -> float:
@@ -41,18 +67,38 @@ class Totals(NamedTuple):
     @property
     def deviation(self) -> float:
         """The weighted standard deviation of the observed entries; 0 without any."""
-        mean = self.sum / self.weight if self.weight > 0 else 0.0
-        return math.sqrt(max(self.mean_square - mean * mean, 0.0))
+        return math.sqrt(max(self.mean_square - self.mean**2, 0.0))
 
 
-def is_sparse(X: Any) -> bool:
-    """Return whether X is a scipy.sparse matrix or array."""
-    return type(X).__module__.startswith("scipy.sparse")
+class Observed(NamedTuple):
+    """A part of X as a fit sees it.
+
+    Parameters
+    ----------
+    block : DenseBlock or SparseBlock
+        What the loss is made of.
+    held_out : DenseBlock or SparseBlock, or None
+        What it is validated on.
+    counts : (array of float64, shape (p,), array of float64, shape (q,))
+        The observed entries of each row and of each column; an unobserved one counts α.
+    totals : Totals
+    """
+
+    block: DenseBlock | SparseBlock
+    held_out: DenseBlock | SparseBlock | None
+    counts: tuple[Array, Array]
+    totals: Totals
 
 
 def observe(
-    X: Array, mask: Array | None, dtype: Any, origin: tuple[int, int] = (0, 0)
-) -> DenseBlock | SparseBlock:
+    X: Array,
+    mask: Array | None,
+    dtype: Any,
+    origin: tuple[int, int] = (0, 0),
+    *,
+    unobserved: float = 0.0,
+    validation: Array | Share | None = None,
+) -> Observed:
     """Turn a part of X and of its mask into a block.
 
     Parameters
@@ -63,239 +109,214 @@ def observe(
     dtype : float32 or float64
     origin : (row, column)
         Where the part begins in the whole matrix; messages name places in the whole.
+    unobserved : float
+        α: the weight with which what isn't observed counts as 0.
+    validation : Share, array or scipy.sparse array of shape (p, q), or None
+        What to hold out: a share of the observed entries, those that a bool array
+        names, or values that X doesn't have.
 
     Raises
     ------
     ValueError
         An observed entry is infinite; a weight is negative, infinite or NaN; the
-        pattern of a sparse mask isn't that of X.
+        pattern of a sparse mask isn't that of X; X has an entry that is held out.
     """
-    if is_sparse(X):
-        return _observe_sparse(X, mask, dtype, origin)
-    return _observe_dense(X, mask, dtype, origin)
+    look: Callable[..., Observed] = _observe_sparse if is_sparse(X) else _observe_dense
+    with np.errstate(over="ignore"):  # sums of squares: their size is checked later
+        return look(X, mask, dtype, origin, unobserved, validation)
 
 
-def observed_entries(X: Array, mask: Array | None) -> Array:
-    """Return where a dense X is observed, as a bool array of its shape."""
-    xp = array_namespace(X)
-    is_float = xp.isdtype(X.dtype, "real floating")
-    observed = ~xp.isnan(X) if is_float else xp.ones(X.shape, dtype=xp.bool)
-    if mask is None:
-        return observed
-    return observed & (mask if mask.dtype == xp.bool else mask > 0)
-
-
-def totals(block: DenseBlock | SparseBlock) -> Totals:
-    """Return the number of observed entries, their weight and weighted squares."""
-    values, weights = block.values, block.weights
-    if not isinstance(block, DenseBlock):
-        return _sums(values, weights)
-    total = Totals(0, 0.0, 0.0, 0.0)
-    for rows in dense.tiles(block):
-        part = _sums(values[rows, :], None if weights is None else weights[rows, :])
-        total = Totals._make(a + b for a, b in zip(total, part, strict=True))
-    return total
-
-
-def _sums(values: Array, weights: Array | None) -> Totals:
-    xp = array_namespace(values)
-    values = xp.astype(values, xp.float64)  # squares may leave float32
-    if weights is None or weights.dtype == xp.bool:
-        stored = int(np.prod(values.shape))
-        count = stored if weights is None else int(xp.count_nonzero(weights))
-        # Where nothing is observed, the value is 0.
-        sums = float(xp.sum(values)), float(xp.sum(values * values))
-        return Totals(count, float(count), *sums)
-    weighted = weights * values
-    return Totals(
-        int(xp.count_nonzero(weights)),
-        float(xp.sum(weights, dtype=xp.float64)),
-        float(xp.sum(weighted)),
-        float(xp.sum(weighted * values)),
-    )
-
-
-def is_empty(block: DenseBlock | SparseBlock) -> bool:
-    """Return whether nothing is observed in a block."""
-    if block.weights is None:
-        return not np.prod(block.values.shape)
-    xp = array_namespace(block.values)
-    return not bool(xp.any(block.weights != 0))
-
-
-def counts(block: DenseBlock | SparseBlock, axis: int) -> Array:
-    """Return the number of observed entries of each row (axis 0) or column (axis 1).
-
-    Returns
-    -------
-    array of float64, shape (p,) or (q,)
-    """
-    weights = block.weights
-    if isinstance(block, DenseBlock):
-        xp = array_namespace(block.values)
-        if weights is None:
-            other = float(block.shape[1 - axis])
-            return xp.full((block.shape[axis],), other, dtype=xp.float64)
-        positive = weights if weights.dtype == xp.bool else weights > 0
-        return xp.astype(xp.count_nonzero(positive, axis=1 - axis), xp.float64)
-    positive = np.ones(block.values.shape) if weights is None else weights > 0
-    if axis == 1:
-        index = block.columns
-    else:
-        index = np.repeat(np.arange(block.shape[0]), np.diff(block.starts))
-    return np.bincount(index, positive, minlength=block.shape[axis]).astype(np.float64)
-
-
-def filled_dtype(dtype: Any) -> np.dtype[Any]:
-    """Return the dtype of an imputed X: its own if that can hold any real number."""
-    return np.dtype(dtype if np.dtype(dtype).kind == "f" else "float64")
-
-
-def fill_block(X: Array, mask: Array | None, W: Array, H: Array, dtype: Any) -> Array:
-    """Return a dense part of X with W H wherever nothing is observed.
-
-    Parameters
-    ----------
-    X : array or scipy.sparse array, shape (p, q)
-    mask : array or scipy.sparse array, shape (p, q), or None
-    W : array, shape (p, r)
-    H : array, shape (q, r)
-        Kept transposed, as everywhere inside dmf.
-    dtype : dtype of the result
-    """
-    if is_sparse(X):
-        X, weights = _same_pattern(X, mask)
-        observed = observed_entries(X.data, weights)
-        owners = np.repeat(np.arange(X.shape[0]), np.diff(X.indptr))
-        result = (W @ H.T).astype(dtype, copy=False)
-        result[owners[observed], X.indices[observed]] = X.data[observed]
-        return result
-    xp = array_namespace(X)
-    X = xp.astype(X, dtype, copy=False)
-    if mask is not None:
-        check_weights(mask)
-    observed = observed_entries(X, mask)
-    result = xp.empty_like(X)
-    for rows in dense.tiles(DenseBlock(X, None)):
-        product = xp.astype(W[rows, :] @ H.T, dtype)
-        result[rows, :] = xp.where(observed[rows, :], X[rows, :], product)
-    return result
+def is_empty(part: Observed) -> bool:
+    """Return whether nothing in a part counts."""
+    return part.totals.weight <= 0
 
 
 def _observe_dense(
-    X: Array, mask: Array | None, dtype: Any, origin: tuple[int, int]
-) -> DenseBlock:
+    X: Array,
+    mask: Array | None,
+    dtype: Any,
+    origin: tuple[int, int],
+    unobserved: float,
+    validation: Array | Share | None,
+) -> Observed:
     xp = array_namespace(X)
     if mask is not None:
         check_weights(mask)
     observed = observed_entries(X, mask)
     if xp.isdtype(X.dtype, "real floating"):
         _check_finite(X, observed, xp, origin)
+    weights = None
+    if mask is not None and not is_pattern(mask):
+        weights = xp.astype(mask, dtype)
     values = xp.astype(X, dtype, copy=False)
-    if bool(xp.all(observed)):
-        missing = False
-    else:
-        missing = True
+    if not bool(xp.all(observed)):
         values = xp.where(observed, values, xp.zeros_like(values))
-    if mask is None or mask.dtype == xp.bool or bool(xp.all((mask == 0) | (mask == 1))):
-        return DenseBlock(values, observed if missing else None)
-    weights = xp.astype(mask, dtype)
-    return DenseBlock(values, xp.where(observed, weights, xp.zeros_like(weights)))
+    used, held_out = observed, None
+    if validation is not None:
+        held, given = _held_out_dense(X, observed, dtype, origin, validation)
+        used = observed & ~held
+        values_held = values if given is None else given
+        held_weights = held
+        if weights is not None and given is None:
+            held_weights = xp.where(held, weights, xp.zeros_like(weights))
+        held_out = DenseBlock(values_held, held_weights)
+    block_values = values
+    if unobserved > 0:
+        # What isn't used is a zero with a weight, so that nothing stays masked.
+        block_values = xp.where(used, values, xp.zeros_like(values))
+        flat = xp.full(X.shape, unobserved, dtype=dtype)
+        ones = xp.ones_like(flat)
+        weights = xp.where(used, ones if weights is None else weights, flat)
+        final = None if bool(xp.all(weights == 1)) else weights
+    elif weights is not None:
+        final = xp.where(used, weights, xp.zeros_like(weights))
+    else:
+        final = None if bool(xp.all(used)) else used
+    block = DenseBlock(block_values, final)
+    # In float64, as the sums of long rows.
+    seen = xp.astype(used, xp.float64)
+    counts = tuple(
+        xp.sum(seen, axis=1 - axis) + unobserved * xp.sum(1 - seen, axis=1 - axis)
+        for axis in (0, 1)
+    )
+    entries = int(xp.count_nonzero(used))
+    return Observed(block, held_out, counts, _totals_dense(block, entries, held_out))
+
+
+def _held_out_dense(
+    X: Array,
+    observed: Array,
+    dtype: Any,
+    origin: tuple[int, int],
+    validation: Array | Share,
+) -> tuple[Array, Array | None]:
+    """Return which entries are held out, and their values if X doesn't have them."""
+    xp = array_namespace(X)
+    if isinstance(validation, Share):
+        rows, columns = (
+            xp.arange(start, start + size, dtype=xp.uint64)
+            for start, size in zip(origin, X.shape, strict=True)
+        )
+        return observed & validation.chosen(rows[:, None], columns[None, :]), None
+    if validation.dtype == xp.bool:
+        return observed & validation, None
+    held = observed_entries(validation, None)
+    _check_apart(observed & held, origin)
+    _check_finite(validation, held, xp, origin)
+    given = xp.astype(validation, dtype)
+    return held, xp.where(held, given, xp.zeros_like(given))
+
+
+def _totals_dense(
+    block: DenseBlock, entries: int, held_out: DenseBlock | None
+) -> Totals:
+    xp = array_namespace(block.values)
+    sums = [0.0, 0.0, 0.0]
+    for rows in dense.tiles(block):
+        values = xp.astype(block.values[rows, :], xp.float64)  # squares leave float32
+        weights = xp.ones_like(values)
+        if block.weights is not None:
+            weights = xp.astype(block.weights[rows, :], xp.float64)
+        weighted = weights * values
+        for k, part in enumerate((weights, weighted, weighted * values)):
+            sums[k] += float(xp.sum(part))
+    held = 0.0
+    if held_out is not None:
+        held = float(xp.sum(xp.astype(held_out.weights, xp.float64)))
+    weight, total, squares = sums
+    masked = int(block.weights is not None)
+    return Totals(entries, weight, total, squares, masked, held)
 
 
 def _observe_sparse(
-    X: Any, mask: Any | None, dtype: Any, origin: tuple[int, int]
-) -> SparseBlock:
+    X: Any,
+    mask: Any | None,
+    dtype: Any,
+    origin: tuple[int, int],
+    unobserved: float,
+    validation: Any | Share | None,
+) -> Observed:
     from dmf.kernels.sparse import SparseBlock
 
-    X, given = _same_pattern(X, mask)
+    X, given = same_pattern(X, mask)
     observed = observed_entries(X.data, given)
     weights = None
     if given is not None and not np.all(given == 1):
         weights = given.astype(dtype)
-    if X.data.dtype.kind == "f" and not np.all(np.isfinite(X.data[observed])):
-        entry = int(np.flatnonzero(np.isinf(X.data) & observed)[0])
-        row = int(np.searchsorted(X.indptr, entry, side="right")) - 1
-        _refuse_infinite(row + origin[0], int(X.indices[entry]) + origin[1])
-    starts, columns, values = X.indptr, X.indices, X.data
-    if not np.all(observed):
-        kept = np.concatenate([[0], np.cumsum(observed)])
-        starts, columns, values = kept[starts], columns[observed], values[observed]
-        weights = None if weights is None else weights[observed]
-    return SparseBlock(
-        starts.astype(np.int64),
-        columns.astype(np.int32),
-        values.astype(dtype),
-        weights,
-        X.shape,
+    _check_finite_sparse(X, observed, origin)
+    values = X.data.astype(dtype, copy=False)
+
+    def part(chosen: Array) -> SparseBlock:
+        """Return a block of some of the entries that are stored."""
+        kept = np.concatenate([[0], np.cumsum(chosen)])
+        every = bool(np.all(chosen))
+        return SparseBlock(
+            (X.indptr if every else kept[X.indptr]).astype(np.int64),
+            (X.indices if every else X.indices[chosen]).astype(np.int32),
+            values if every else values[chosen],
+            weights if every or weights is None else weights[chosen],
+            X.shape,
+            unobserved,
+        )
+
+    used, held_out = observed, None
+    if validation is not None:
+        held, held_out = _held_out_sparse(X, observed, dtype, origin, validation)
+        used = observed & ~held
+        held_out = part(held) if held_out is None else held_out
+    block = part(used)
+    counts = []
+    for axis, index in enumerate((row_numbers(block.starts), block.columns)):
+        stored = np.bincount(index, minlength=X.shape[axis]).astype(np.float64)
+        counts.append(stored + unobserved * (X.shape[1 - axis] - stored))
+    return Observed(
+        block, held_out, (counts[0], counts[1]), _totals_sparse(block, held_out)
     )
 
 
-def canonical_csr(X: Any) -> Any:
-    """Return a sparse X in compressed rows, sorted, duplicates added up.
-
-    Entries that are given twice are added, as everywhere in scipy.sparse.
-    """
-    result = X.tocsr()
-    columns = result.indices
-    if result.nnz and not 0 <= columns.min() <= columns.max() < X.shape[1]:
-        # Compiled kernels trust the columns.
-        msg = (
-            f"a sparse matrix of shape {X.shape} stores entries in the columns "
-            f"{columns.min()} to {columns.max()}; build it anew from rows, columns and "
-            "values"
-        )
-        raise ValueError(msg)
-    if not result.has_canonical_format:
-        result = result.copy() if result is X else result
-        result.sum_duplicates()
-    return result
-
-
-def check_weights(mask: Array) -> None:
-    """Refuse weights that are negative, infinite or NaN, or too large for float32.
-
-    Parameters
-    ----------
-    mask : array or scipy.sparse array, of bools or numbers
-    """
-    if is_sparse(mask):
-        mask = canonical_csr(mask).data
-    xp = array_namespace(mask)
-    if mask.dtype == xp.bool or mask.size == 0:
-        return
-    if xp.isdtype(mask.dtype, "real floating") and bool(xp.any(xp.isnan(mask))):
-        msg = (
-            "mask has NaN; use 0 (or False) for what is unobserved and a positive "
-            "weight (or True) for what is observed"
-        )
-        raise ValueError(msg)
-    smallest, largest = float(xp.min(mask)), float(xp.max(mask))
-    if smallest < 0 or largest > LARGEST_WEIGHT:
-        bad = smallest if smallest < 0 else largest
-        msg = (
-            f"mask has the weight {bad:g}; weights must be at least 0 (for what is "
-            f"unobserved) and at most {LARGEST_WEIGHT:g}"
-        )
-        raise ValueError(msg)
+def _held_out_sparse(
+    X: Any, observed: Array, dtype: Any, origin: tuple[int, int], validation: Any
+) -> tuple[Array, SparseBlock | None]:
+    """Return which stored entries are held out; or, if X lacks them, their block."""
+    if isinstance(validation, Share):
+        rows = row_numbers(X.indptr) + origin[0]
+        columns = X.indices.astype(np.uint64) + np.uint64(origin[1])
+        return observed & validation.chosen(rows.astype(np.uint64), columns), None
+    validation = canonical_csr(validation)
+    places, held = (_places(matrix) for matrix in (X, validation))
+    if validation.dtype == bool:
+        return observed & np.isin(places, held[validation.data]), None
+    both = np.isin(places, held) & observed
+    if np.any(both):
+        entry = int(np.flatnonzero(both)[0])
+        _refuse_both(*np.add(divmod(int(places[entry]), X.shape[1]), origin))
+    part = _observe_sparse(validation, None, dtype, origin, 0.0, None)
+    return np.zeros_like(observed), cast("SparseBlock", part.block)
 
 
-def _same_pattern(X: Any, mask: Any | None) -> tuple[Any, Array | None]:
-    """Return a sparse X in compressed rows, and the weights of its stored entries."""
-    X = canonical_csr(X)
-    if mask is None:
-        return X, None
-    mask = canonical_csr(mask)
-    check_weights(mask.data)
-    same = np.array_equal(X.indptr, mask.indptr)
-    if not same or not np.array_equal(X.indices, mask.indices):
-        msg = (
-            "the mask of a sparse X must store the same entries as X "
-            f"(it stores {mask.nnz}, X stores {X.nnz}); leave what is unobserved "
-            "out of X, and give weights for the entries that X stores"
-        )
-        raise ValueError(msg)
-    return X, mask.data
+def _places(X: Any) -> Array:
+    """Return one number for the place of each stored entry, in their order."""
+    return row_numbers(X.indptr) * X.shape[1] + X.indices
+
+
+def _totals_sparse(block: SparseBlock, held_out: SparseBlock | None) -> Totals:
+    values = block.values.astype(np.float64)
+    weights = block.weights
+    weights = np.ones_like(values) if weights is None else weights.astype(np.float64)
+    stored = len(values)
+    missing = math.prod(block.shape) - stored
+    held = 0.0
+    if held_out is not None:
+        w = held_out.weights
+        held = float(len(held_out.values) if w is None else np.sum(w, dtype=np.float64))
+    return Totals(
+        stored,
+        float(np.sum(weights)) + block.unobserved * missing,
+        float(np.sum(weights * values)),
+        float(np.sum(weights * values * values)),
+        int(block.unobserved < 1 or block.weights is not None),
+        held,
+    )
 
 
 def _check_finite(X: Array, observed: Array, xp: Any, origin: tuple[int, int]) -> None:
@@ -305,9 +326,31 @@ def _check_finite(X: Array, observed: Array, xp: Any, origin: tuple[int, int]) -
         _refuse_infinite(int(rows[0]) + origin[0], int(columns[0]) + origin[1])
 
 
+def _check_finite_sparse(X: Any, observed: Array, origin: tuple[int, int]) -> None:
+    if X.data.dtype.kind == "f" and not np.all(np.isfinite(X.data[observed])):
+        entry = int(np.flatnonzero(np.isinf(X.data) & observed)[0])
+        row = int(np.searchsorted(X.indptr, entry, side="right")) - 1
+        _refuse_infinite(row + origin[0], int(X.indices[entry]) + origin[1])
+
+
 def _refuse_infinite(row: int, column: int) -> None:
     msg = (
         f"X is infinite in row {row}, column {column}; replace the value, or mark it "
         "as missing with NaN or in the mask"
+    )
+    raise ValueError(msg)
+
+
+def _check_apart(both: Array, origin: tuple[int, int]) -> None:
+    xp = array_namespace(both)
+    if bool(xp.any(both)):
+        rows, columns = xp.nonzero(both)
+        _refuse_both(int(rows[0]) + origin[0], int(columns[0]) + origin[1])
+
+
+def _refuse_both(row: int, column: int) -> None:
+    msg = (
+        f"X has the entry in row {row}, column {column}, which validation holds out; "
+        "take it out of X, or give validation as a bool mask of X's own entries"
     )
     raise ValueError(msg)

@@ -1,40 +1,75 @@
 """Penalties on the factors: what the objective adds to the loss.
 
 A penalty Ω is a sum over the rows of a factor (for H: over its columns, which dmf keeps
-as rows). It offers its value, its gradient, its curvature between two moves, and its
-strength on each row for the normal equations.
+as rows). It is made of few parts: a ridge, a lasso, a lower bound of 0, and the ties of
+neighbouring rows. A penalty says how much of each it brings, and penalties add up with
+``+``; the formulas themselves stand once, in `dmf.objective`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 from array_api_compat import array_namespace
 
-from dmf.validation import check_real
+from dmf.validation import check_integer, check_real
 
 Array = Any
 
 
-class Penalty(Protocol):
-    """What the solvers ask of a penalty, for one strip of a factor.
+class Penalty:
+    """What a penalty brings; by itself, nothing.
 
-    `factor` and moves have shape (p, r), `counts`, the numbers of observed entries of
-    the strip's rows, shape (p,).
+    `counts` are the numbers n_i of observed entries of some rows, float64, shape (p,).
     """
 
-    def strengths(self, counts: Array, dtype: Any) -> Array: ...
+    @property
+    def nonnegative(self) -> bool:
+        """Return whether entries must not be below 0."""
+        return False
 
-    def value(self, factor: Array, counts: Array) -> float: ...
+    @property
+    def smooth(self) -> tuple[Smooth, ...]:
+        """Return the ties of neighbouring rows."""
+        return ()
 
-    def gradient(self, factor: Array, counts: Array) -> Array: ...
+    def ridge(self, counts: Array) -> Array:
+        """Return the λ_i of ½ Σ λ_i ‖w_i‖², shape (p,)."""
+        return 0.0 * counts
 
-    def curvature(self, first: Array, second: Array, counts: Array) -> Array: ...
+    def lasso(self, counts: Array) -> Array | None:
+        """Return the λ_i of Σ λ_i ‖w_i‖₁, shape (p,); None if there is no lasso."""
+        return None
+
+    @property
+    def quadratic(self) -> bool:
+        """Whether the penalty is nothing but squares of the factor's entries."""
+        return not self.nonnegative and self.lasso(np.ones(1)) is None
+
+    def __add__(self, other: Penalty) -> Penalty:
+        if not isinstance(other, Penalty):
+            return NotImplemented
+        return Sum((*_parts(self), *_parts(other)))
 
 
 @dataclass(frozen=True)
-class Ridge:
+class _Strength(Penalty):
+    strength: float
+    by_count: bool = False
+
+    def __post_init__(self) -> None:
+        check_real(f"{type(self).__name__}'s strength", self.strength, at_least=0.0)
+
+    def _strengths(self, counts: Array) -> Array:
+        xp = array_namespace(counts)
+        return self.strength * (counts if self.by_count else xp.ones_like(counts))
+
+
+@dataclass(frozen=True)
+class Ridge(_Strength):
     """The squared length of the factor's rows: ½ λ Σ_i n_i^s ‖w_i‖².
 
     Parameters
@@ -67,37 +102,164 @@ class Ridge:
     Ridge(strength=0.1, by_count=False)
     """
 
+    def ridge(self, counts: Array) -> Array:
+        return self._strengths(counts)
+
+
+@dataclass(frozen=True)
+class Lasso(_Strength):
+    """The sum of the absolute entries of the factor: λ Σ_i n_i^s ‖w_i‖₁.
+
+    It makes entries exactly 0: sparse coding, with a dictionary in the other factor,
+    which then needs a penalty of its own (a `Ridge`), or it would grow without end
+    while this one shrinks.
+
+    Parameters
+    ----------
+    strength : float
+        λ ≥ 0.
+    by_count : bool, default False
+        Whether row i's strength is scaled by n_i, as for `Ridge`.
+
+    Raises
+    ------
+    ValueError
+        `strength` is negative, infinite or NaN.
+    TypeError
+        `strength` isn't a number.
+
+    References
+    ----------
+    .. [1] B. A. Olshausen, D. J. Field, "Sparse coding with an overcomplete basis set",
+       Vision Research 37 (1997), 3311-3325.
+
+    Examples
+    --------
+    >>> from dmf import Lasso, NonNegative
+    >>> Lasso(0.1) + NonNegative()
+    Lasso(strength=0.1, by_count=False) + NonNegative()
+    """
+
+    def lasso(self, counts: Array) -> Array:
+        return self._strengths(counts)
+
+
+@dataclass(frozen=True)
+class NonNegative(Penalty):
+    """No entry of the factor may be below 0; entries at the bound are exactly 0.
+
+    On both factors: non-negative matrix factorization, whose components are parts that
+    only add up. Offsets may still be negative.
+
+    References
+    ----------
+    .. [1] D. D. Lee, H. S. Seung, "Learning the parts of objects by non-negative matrix
+       factorization", Nature 401 (1999), 788-791.
+
+    Examples
+    --------
+    >>> import numpy as np, dmf
+    >>> X = np.outer([1.0, 2.0, 3.0], [1.0, 2.0, 1.0])
+    >>> fit = dmf.factorize(X, rank=1, penalty=dmf.NonNegative())
+    >>> bool((fit.W >= 0).all() and (fit.H >= 0).all())
+    True
+    """
+
+    @property
+    def nonnegative(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class Smooth(Penalty):
+    """The roughness of the factor along an ordered axis: ½ λ Σ ‖Δ^order h_j‖².
+
+    For the factor of a time axis (or of any axis whose neighbours resemble each other):
+    a gap in the data is then bridged by what came before and after it.
+
+    Parameters
+    ----------
+    strength : float
+        λ ≥ 0.
+    order : {1, 2}, default 1
+        1 penalises changes from row to row, 2 changes of the slope.
+    step : float or sequence of floats, default 1.0
+        The distance between neighbours: one number, or one for each gap (its length is
+        one less than that of the axis). Differences are divided by it, so that a change
+        over a long gap counts less than the same change over a short one.
+
+    Raises
+    ------
+    ValueError
+        `strength` is negative, infinite or NaN; `order` isn't 1 or 2; a step isn't
+        above 0.
+    TypeError
+        They aren't numbers.
+
+    References
+    ----------
+    .. [1] E. T. Whittaker, "On a new method of graduation", Proc. Edinburgh Math. Soc.
+       41 (1922), 63-75.
+
+    Examples
+    --------
+    >>> from dmf import Ridge, Smooth
+    >>> days = [0.0, 1.0, 2.0, 5.0]
+    >>> penalty = Smooth(10.0, step=[b - a for a, b in zip(days, days[1:])])
+    >>> penalty + Ridge(0.1)
+    Smooth(strength=10.0, order=1, step=(1.0, 1.0, 3.0)) + Ridge(strength=0.1, by_count=False)
+    """  # noqa: E501
+
     strength: float
-    by_count: bool = False
+    order: int = 1
+    step: float | tuple[float, ...] = 1.0
 
     def __post_init__(self) -> None:
-        check_real("Ridge's strength", self.strength, at_least=0.0)
+        check_real("Smooth's strength", self.strength, at_least=0.0)
+        if check_integer("Smooth's order", self.order, at_least=1) > 2:
+            msg = f"Smooth's order must be 1 or 2, got {self.order}"
+            raise ValueError(msg)
+        if isinstance(self.step, Iterable):
+            steps = tuple(
+                check_real("Smooth's step", s, positive=True) for s in self.step
+            )
+            object.__setattr__(self, "step", steps)
+        else:
+            check_real("Smooth's step", self.step, positive=True)
 
-    def strengths(self, counts: Array, dtype: Any) -> Array:
-        """Return λ n_i^s for each row.
+    @property
+    def smooth(self) -> tuple[Smooth, ...]:
+        return (self,) if self.strength > 0 else ()
 
-        Parameters
-        ----------
-        counts : array of float64, shape (p,)
-            Observed entries of each row.
-        dtype : dtype of the result
-        """
-        xp = array_namespace(counts)
-        scale = counts if self.by_count else xp.ones_like(counts)
-        return xp.astype(self.strength * scale, dtype)
 
-    def value(self, factor: Array, counts: Array) -> float:
-        """Return Ω of a strip of a factor, shape (p, r)."""
-        xp = array_namespace(factor)
-        squares = xp.astype(xp.vecdot(factor, factor), xp.float64)
-        return 0.5 * float(xp.sum(self.strengths(counts, xp.float64) * squares))
+@dataclass(frozen=True)
+class Sum(Penalty):
+    """Several penalties on one factor; made by ``+``."""
 
-    def gradient(self, factor: Array, counts: Array) -> Array:
-        """Return ∇Ω, shape (p, r)."""
-        return self.strengths(counts, factor.dtype)[:, None] * factor
+    parts: tuple[Penalty, ...] = field(default=())
 
-    def curvature(self, first: Array, second: Array, counts: Array) -> Array:
-        """Return ⟨d_i, ∇²Ω s_i⟩ for each row, float64, shape (p,)."""
-        xp = array_namespace(first)
-        products = xp.astype(xp.vecdot(first, second), xp.float64)
-        return self.strengths(counts, xp.float64) * products
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parts", tuple(self.parts))
+
+    @property
+    def nonnegative(self) -> bool:
+        return any(part.nonnegative for part in self.parts)
+
+    @property
+    def smooth(self) -> tuple[Smooth, ...]:
+        return tuple(one for part in self.parts for one in part.smooth)
+
+    def ridge(self, counts: Array) -> Array:
+        return sum((part.ridge(counts) for part in self.parts), 0.0 * counts)
+
+    def lasso(self, counts: Array) -> Array | None:
+        given = (part.lasso(counts) for part in self.parts)
+        found: list[Array] = [one for one in given if one is not None]
+        return sum(found[1:], found[0]) if found else None
+
+    def __repr__(self) -> str:
+        return " + ".join(repr(part) for part in self.parts) or "Sum()"
+
+
+def _parts(penalty: Penalty) -> tuple[Penalty, ...]:
+    return penalty.parts if isinstance(penalty, Sum) else (penalty,)

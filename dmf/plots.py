@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dmf.result import History
+from dmf.history import History
 
 Array = Any
 Picture = Callable[[NDArray[Any]], NDArray[Any]]

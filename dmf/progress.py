@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from types import TracebackType
 from typing import Any
 
-from dmf.result import Record
+from dmf.history import Record
 
 
 class Progress:
@@ -16,16 +17,18 @@ class Progress:
     ----------
     show : bool or None
         None: only if standard error is a terminal.
-    max_rounds, restarts : int
+    max_rounds : int
+    candidates : int
+        How many are fitted together; the line tells of the best one.
     """
 
-    def __init__(self, show: bool | None, max_rounds: int, restarts: int) -> None:
+    def __init__(self, show: bool | None, max_rounds: int, candidates: int) -> None:
         # A process without a terminal may have no standard error at all.
         terminal = sys.stderr is not None and sys.stderr.isatty()
         self._wanted = terminal if show is None else show
         self._max_rounds = max_rounds
-        self._restarts = restarts
-        self._start = 0
+        self._candidates = candidates
+        self._round: dict[int, Record] = {}
         self._bar: Any = None
         self._task: Any = None
 
@@ -54,26 +57,33 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def begin(self, start: int) -> None:
-        """Say which restart runs now."""
-        self._start = start
-
     def show(self, record: Record) -> None:
         """Draw a record."""
         if self._bar is None:
             return
+        self._round[record.candidate] = record
+        # Those that have ended, or were dropped, have no record of late.
+        self._round = {
+            k: other
+            for k, other in self._round.items()
+            if other.round >= record.round - 1
+        }
+        best = min(self._round.values(), key=lambda other: other.objective)
         left = record.seconds / record.round * (self._max_rounds - record.round)
         name = "fit"
-        if self._restarts > 1:
-            name = f"start {self._start + 1}/{self._restarts}"
+        if self._candidates > 1:
+            name = f"best of {len(self._round)}"
+        validated = ""
+        if not math.isnan(best.validation_rmse):
+            validated = f"held out {best.validation_rmse:.4g}  "
         self._bar.update(
             self._task,
             description=name,
             completed=record.round,
             line=(
                 f"round {record.round}/{self._max_rounds}  "
-                f"objective {record.objective:.5g}  rmse {record.rmse:.4g}  "
-                f"‖∇‖ {record.gradient_norm_H:.2g}  at most {_clock(left)} left"
+                f"objective {best.objective:.5g}  rmse {best.rmse:.4g}  {validated}"
+                f"‖∇‖ {best.gradient_norm_H:.2g}  at most {_clock(left)} left"
             ),
         )
 

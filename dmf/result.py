@@ -2,211 +2,26 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal, overload
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
+from dmf.history import History
+from dmf.status import Certificate, Status
 
 if TYPE_CHECKING:
-    from dmf.penalties import Penalty
+    from distributed import Client
+
+    from dmf._predict import Score
+    from dmf.labels import Labels
+    from dmf.penalties import Penalty, Ridge
     from dmf.solvers import Solver
-    from dmf.solvers.base import Report
 
 Array = Any
 
 
-@dataclass(frozen=True)
-class Record:
-    """One round of a fit.
-
-    Parameters
-    ----------
-    round : int
-        1 for the first.
-    objective : float
-        E(W, H) after the round: half the weighted squares of the residual, plus the
-        penalties.
-    rmse : float
-        Root mean square of the residual on the observed entries after the round,
-        weighted if the mask has weights; in units of X.
-    gradient_norm_W, gradient_norm_H : float
-        ‖∂E/∂W‖ and ‖∂E/∂H‖ (Frobenius), each as its half-step has met it: for W before
-        the round, for H after W has moved.
-    step_W, step_H : float
-        ‖ΔW‖ / ‖W‖ and ‖ΔH‖ / ‖H‖: how far the round has moved each factor.
-    plane_W, plane_H : float
-        The share of the rows of W (columns of H) that moved in the plane of two
-        directions; the others moved along their gradient. 0 for other solvers.
-    seconds : float
-        Since the fit's first round began.
-    """
-
-    round: int
-    objective: float
-    rmse: float
-    gradient_norm_W: float
-    gradient_norm_H: float
-    step_W: float
-    step_H: float
-    plane_W: float
-    plane_H: float
-    seconds: float
-
-    @classmethod
-    def of_round(
-        cls, round: int, W: Report, H: Report, weight: float, seconds: float
-    ) -> Record:
-        """Return the record of a round from the reports of its half-steps.
-
-        `weight` is the sum of the weights of the observed entries.
-        """
-        loss = max(H.loss, 0.0)  # rounding may take a loss of nothing below 0
-        return cls(
-            round=round,
-            objective=loss + W.penalty + H.penalty,
-            rmse=math.sqrt(2 * loss / weight),
-            gradient_norm_W=math.sqrt(W.gradient),
-            gradient_norm_H=math.sqrt(H.gradient),
-            step_W=_share(W.move, W.factor),
-            step_H=_share(H.move, H.factor),
-            plane_W=W.in_plane / W.rows,
-            plane_H=H.in_plane / H.rows,
-            seconds=seconds,
-        )
-
-
-def _share(move: float, factor: float) -> float:
-    return math.sqrt(move / factor) if factor > 0 else 0.0
-
-
-class History(Sequence[Record]):
-    """The records of a fit, one a round, and their columns as arrays.
-
-    ``history[-1].rmse`` is the last round's, ``history.rmse`` all of them, as an array
-    of shape (rounds,). The columns are the fields of `Record`.
-
-    Parameters
-    ----------
-    records : iterable of Record
-    initial_objective : float
-        The objective of the start.
-
-    Examples
-    --------
-    >>> import numpy as np, dmf
-    >>> fit = dmf.factorize(np.eye(4), rank=2, max_rounds=3, tol=0)
-    >>> len(fit.history), fit.history[0].round, fit.history.objective.shape
-    (3, 1, (3,))
-    """
-
-    def __init__(
-        self, records: Sequence[Record], initial_objective: float = float("nan")
-    ) -> None:
-        self._records = tuple(records)
-        self.initial_objective = initial_objective
-
-    @overload
-    def __getitem__(self, index: int) -> Record: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Record]: ...
-
-    def __getitem__(self, index: int | slice) -> Record | Sequence[Record]:
-        return self._records[index]
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __iter__(self) -> Iterator[Record]:
-        return iter(self._records)
-
-    def __getattr__(self, name: str) -> NDArray[np.float64]:
-        if name not in COLUMNS:
-            msg = f"History has no column {name!r}; it has {', '.join(COLUMNS)}"
-            raise AttributeError(msg)
-        return np.array([getattr(record, name) for record in self._records])
-
-    def __repr__(self) -> str:
-        if not self._records:
-            return "History(0 rounds)"
-        last = self._records[-1]
-        return (
-            f"History({len(self)} rounds, objective {self.initial_objective:.6g} -> "
-            f"{last.objective:.6g}, rmse {last.rmse:.6g})"
-        )
-
-    def to_dict(self) -> dict[str, list[float]]:
-        """Return the columns as lists, for JSON or a data frame."""
-        rows = [asdict(record) for record in self._records]
-        return {name: [row[name] for row in rows] for name in COLUMNS}
-
-    @classmethod
-    def from_dict(
-        cls, columns: dict[str, list[Any]], initial_objective: float
-    ) -> History:
-        """The inverse of `to_dict`."""
-        rows = zip(*(columns[name] for name in COLUMNS), strict=True)
-        records = [Record(**dict(zip(COLUMNS, row, strict=True))) for row in rows]
-        return cls(records, initial_objective)
-
-
-COLUMNS = tuple(f.name for f in fields(Record))
-
-Code = Literal["converged", "max_rounds", "stopped", "interrupted", "diverged"]
-
-_SENTENCES: dict[str, str] = {
-    "converged": (
-        "converged in round {round}: the objective changed by less than tol={tol:g} of "
-        "itself; a smaller tol goes on"
-    ),
-    "max_rounds": (
-        "stopped after max_rounds={round} rounds, not yet converged; raise max_rounds, "
-        "or tol, if the history shows that the objective still falls"
-    ),
-    "stopped": "stopped by a callback after round {round}",
-    "interrupted": (
-        "interrupted after round {round}; these are the factors so far, fit again to "
-        "get better ones"
-    ),
-    "diverged": (
-        "diverged after round {round}, whose factors these are: then the objective was "
-        "no longer finite; lower the learning rate, or use dmf.NormalizedGradient(), "
-        "which needs none"
-    ),
-}
-
-
-@dataclass(frozen=True)
-class Status:
-    """Why a fit ended; as a string, a sentence that says what to do.
-
-    Parameters
-    ----------
-    code : {"converged", "max_rounds", "stopped", "interrupted", "diverged"}
-    round : int
-        The round in which it ended.
-    tol : float
-        The tolerance that was met, if it was.
-    """
-
-    code: Code
-    round: int
-    tol: float = 0.0
-
-    @property
-    def converged(self) -> bool:
-        return self.code == "converged"
-
-    def __str__(self) -> str:
-        return _SENTENCES[self.code].format(round=self.round, tol=self.tol)
-
-
 @dataclass(frozen=True, eq=False)  # arrays don't compare to one bool
 class Factorization:
-    """X ≈ W H on the observed entries.
+    """X ≈ μ + b + c + W H on the observed entries.
 
     Parameters
     ----------
@@ -218,12 +33,30 @@ class Factorization:
         One record a round.
     status : Status
         Why the fit ended.
-    penalty : (Ridge, Ridge)
+    penalty : (Penalty, Penalty)
         The penalties on W and on H, as they were used.
     solver : Solver
     seed : int
     objectives : tuple of float
         The final objective of each restart; the best one's factors are kept.
+    offsets : {"none", "global", "rows", "columns", "both"}
+        Which offsets there are.
+    offset : float
+        μ; 0 without offsets.
+    row_offsets : array, shape (m,), or None
+        b; None if rows have none. 0 for rows without observed entries.
+    column_offsets : array, shape (n,), or None
+        c, likewise.
+    offset_penalty : Ridge or None
+        The penalty on the offsets, as it was used.
+    unobserved_weight : float
+        α: the weight with which unobserved entries counted as zeros.
+    certificate : Certificate or None
+        How stationary the factors are. None if the fit was interrupted or diverged.
+    labels : Labels or None
+        What the rows and columns of X are called, if X said so: ``row_positions(ids)``
+        and ``column_positions(ids)`` find them, ``wrap_W(W)`` and ``wrap_H(H)`` write
+        them beside the factors.
 
     Examples
     --------
@@ -242,6 +75,14 @@ class Factorization:
     solver: Solver
     seed: int
     objectives: tuple[float, ...] = field(default=())
+    offsets: str = "none"
+    offset: float = 0.0
+    row_offsets: Array | None = None
+    column_offsets: Array | None = None
+    offset_penalty: Ridge | None = None
+    unobserved_weight: float = 0.0
+    certificate: Certificate | None = None
+    labels: Labels | None = None
 
     @property
     def rank(self) -> int:
@@ -255,9 +96,214 @@ class Factorization:
     @property
     def objective(self) -> float:
         """The objective of these factors."""
-        if not len(self.history):
+        kept = self.status.factors_of
+        kept = len(self.history) if kept is None else kept
+        if not kept:
             return self.history.initial_objective
-        return self.history[-1].objective
+        return self.history[kept - 1].objective
+
+    def predict(self, rows: Array, columns: Array) -> Array:
+        """Return μ + b + c + W H for pairs of a row and a column.
+
+        Of Dask factors only the rows and columns asked for are computed, some pairs at
+        a time.
+
+        Parameters
+        ----------
+        rows, columns : int, or arrays of int
+            Positions, counted from 0. Their shapes are broadcast against each other:
+            ``predict(rows[:, None], columns)`` is a part of the matrix.
+
+        Returns
+        -------
+        NumPy array, of the broadcast shape
+            In the dtype of the factors. A row (or column) that had no observed entry is
+            predicted from the offsets alone, or as 0 without offsets.
+
+        Raises
+        ------
+        ValueError
+            A position is negative or beyond the matrix; the shapes don't broadcast.
+        TypeError
+            Positions aren't integers.
+
+        Examples
+        --------
+        >>> import numpy as np, dmf
+        >>> X = np.outer([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 1.0])
+        >>> X[3, 1] = np.nan
+        >>> fit = dmf.factorize(X, rank=1, penalty=None)
+        >>> fit.predict([0, 3], [0, 1]).round(4).tolist()
+        [1.0, 8.0]
+        """
+        from dmf._predict import predict
+
+        return predict(self, rows, columns)
+
+    def reconstruct(self) -> Array:
+        """Return μ + b + c + W H as a lazy Dask array.
+
+        Nothing is computed before you ask; slices compute what they need and no more.
+
+        Returns
+        -------
+        Dask array, shape (m, n)
+            Its chunks are those of Dask factors, cut where a block would be larger than
+            128 MiB; else about 32 MiB each. In the dtype of the factors.
+
+        Examples
+        --------
+        >>> import numpy as np, dmf
+        >>> X = np.outer([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 1.0])
+        >>> lazy = dmf.factorize(X, rank=1, penalty=None).reconstruct()
+        >>> lazy.shape, lazy[3].compute().round(4).tolist()
+        ((4, 3), [4.0, 8.0, 4.0])
+        """
+        from dmf._predict import reconstruct
+
+        return reconstruct(self)
+
+    def recommend(
+        self, rows: Array, n: int, exclude: Array | None = None
+    ) -> tuple[Array, Array]:
+        """Return, for each of some rows, the n columns with the largest predictions.
+
+        The predictions are made tile by tile; there is never more than a tile of them
+        (and, of a Dask `exclude`, a few chunks).
+
+        Parameters
+        ----------
+        rows : array of int, shape (k,)
+            Positions, counted from 0.
+        n : int
+        exclude : array, shape (m, n), optional
+            Entries that shall not be recommended: those that a scipy.sparse matrix
+            stores (stored zeros too), those that aren't NaN in an array of floats, or
+            those where an array of bools is True; so the X that was fitted excludes
+            what is known. Of a Dask array of either, only the chunks with the given
+            rows are computed.
+
+        Returns
+        -------
+        columns : NumPy array of int64, shape (k, n)
+            The best first. Of equal predictions, the smaller column comes first. Where
+            fewer than n columns are left, the last ones are -1.
+        scores : NumPy array, shape (k, n)
+            Their predictions; NaN where the column is -1. Columns predicted as NaN or
+            −∞ are never recommended.
+
+        Raises
+        ------
+        ValueError
+            A row is negative or beyond the matrix; `exclude` has another shape; n < 1.
+        TypeError
+            Positions or n aren't integers; `exclude` is a dense array of integers.
+
+        Examples
+        --------
+        >>> import numpy as np, dmf
+        >>> X = np.outer([1.0, 2.0, 3.0, 4.0], [1.0, 3.0, 2.0])
+        >>> X[0, 2] = X[1, 1:] = np.nan
+        >>> fit = dmf.factorize(X, rank=1, penalty=None)
+        >>> columns, scores = fit.recommend([0, 1], 2, exclude=X)
+        >>> columns.tolist(), scores.round(4).tolist()
+        ([[2, -1], [1, 2]], [[2.0, nan], [6.0, 4.0]])
+        """
+        from dmf._predict import recommend
+
+        return recommend(self, rows, n, exclude)
+
+    def score(
+        self, X: Array, mask: Array | None = None, client: Client | None = None
+    ) -> Score:
+        """Return the errors of the predictions on the observed entries of a matrix.
+
+        It is read block by block, where the tasks run, and stays sparse if it is.
+
+        Parameters
+        ----------
+        X : array, shape (m, n)
+            As in `factorize`: NaN, the mask, or not being stored (sparse) mean missing.
+            Of held-out entries, for example.
+        mask : array, shape (m, n), optional
+            As in `factorize`; bool, or weights ≥ 0.
+        client : distributed.Client, optional
+            As in `factorize`.
+
+        Returns
+        -------
+        Score
+            The named numbers ``rmse``, ``mae``, ``r2`` and ``entries``.
+
+        Raises
+        ------
+        ValueError
+            The shapes don't agree; X has no observed entry, or an infinite one; bad
+            weights.
+        TypeError
+            X isn't a real matrix.
+
+        Examples
+        --------
+        >>> import numpy as np, dmf
+        >>> X = np.outer([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 1.0])
+        >>> fit = dmf.factorize(X, rank=1, penalty=None)
+        >>> found = fit.score(X + 1)
+        >>> round(found.rmse, 4), round(found.mae, 4), found.entries
+        (1.0, 1.0, 12)
+        """
+        from dmf._predict import score
+
+        return score(self, X, mask, client)
+
+    def fold_in(
+        self,
+        *,
+        rows: Array | None = None,
+        columns: Array | None = None,
+        mask: Array | None = None,
+        client: Client | None = None,
+    ) -> Factorization:
+        """Return the model of new rows (or columns) against the fitted H (or W).
+
+        Each new row gets the exact minimiser of the objective, its offset with it; H, μ
+        and the offsets of the columns stay as they are.
+
+        Parameters
+        ----------
+        rows : array, shape (p, n), optional
+            New rows of X; missing as in `factorize`.
+        columns : array, shape (m, q), optional
+            Or new columns.
+        mask : array, of the same shape, optional
+        client : distributed.Client, optional
+            As in `factorize`.
+
+        Returns
+        -------
+        Factorization
+            Of the new rows alone, shape (p, n): its `W` are their factors, and
+            `impute` fills them. Rows without observed entries have factors of 0.
+
+        Raises
+        ------
+        ValueError
+            The shapes don't fit; `Smooth` ties the rows to their neighbours.
+        TypeError
+            Not exactly one of `rows` and `columns` is given.
+
+        Examples
+        --------
+        >>> import numpy as np, dmf
+        >>> X = np.outer([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 1.0])
+        >>> fit = dmf.factorize(X, rank=1, penalty=None)
+        >>> new = fit.fold_in(rows=np.array([[5.0, np.nan, 5.0]]))
+        >>> bool(abs((new.W @ new.H)[0, 1] - 10.0) < 1e-6)
+        True
+        """
+        from dmf._fold import fold_in
+
+        return fold_in(self, rows=rows, columns=columns, mask=mask, client=client)
 
     def save(self, url: str, overwrite: bool = False) -> None:
         """Write the model as a Zarr group with JSON attributes.

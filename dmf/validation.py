@@ -36,6 +36,14 @@ def check_real(
     return float(value)
 
 
+def check_bool(name: str, value: Any) -> bool:
+    """Return `value` as a bool, or refuse it."""
+    if not isinstance(value, bool | np.bool_):
+        msg = f"{name} must be True or False, got {value!r}"
+        raise TypeError(msg)
+    return bool(value)
+
+
 def check_matrix(name: str, X: Any) -> tuple[int, int]:
     """Return the shape of X; refuse what isn't a matrix of real numbers.
 

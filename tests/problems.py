@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import dask.array as da
@@ -10,6 +11,7 @@ import numpy as np
 import scipy.sparse as sp
 
 import dmf
+from dmf.objective import Objective, Side
 
 Array = Any
 
@@ -81,6 +83,25 @@ def low_rank(
     return Problem(truth.astype(dtype), mask, weights.astype(dtype), (W, H))
 
 
+def stacked_start(problem: Problem, K: int) -> tuple[Array, Array]:
+    """Return factors of K candidates, shapes (m, K, r) and (n, K, r); the first is
+    the problem's own start."""
+    rng = np.random.default_rng(K)
+    W, H = (
+        np.stack(
+            [factor, *(rng.standard_normal((K - 1, *factor.shape)))], axis=1
+        ).astype(factor.dtype)
+        for factor in problem.start
+    )
+    return W, H
+
+
+def objective_of(penalties: Sequence[Any], rank: int) -> Objective:
+    """Return an objective with a penalty, on both factors, for each candidate."""
+    side = Side(tuple(penalties), (rank,) * len(penalties), rank)
+    return Objective((side, side))
+
+
 def sparse_chunks(X: Array, chunks: Any = CHUNKS) -> Any:
     """Return a Dask array of sparse chunks that store what isn't 0 in X."""
     X = da.from_array(X, chunks=chunks)
@@ -139,3 +160,33 @@ def plain_objective(
     W, H = (np.asarray(factor, dtype=float) for factor in (fit.W, fit.H))
     pair = (strengths[0], strengths[1])
     return objective(problem.truth.astype(float), M.astype(float), W, H, pair)
+
+
+def without_seconds(records: Any) -> list[dict[str, Any]]:
+    """Return records as dicts, but for the time that they took."""
+    rows = [asdict(record) for record in records]
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+def interrupt_in(round: int, candidate: int = 0) -> Callable[[dmf.Record], None]:
+    """Return a callback that presses Ctrl-C at the record of a restart's round."""
+
+    def callback(record: dmf.Record) -> None:
+        if (record.round, record.candidate) == (round, candidate):
+            raise KeyboardInterrupt
+
+    return callback
+
+
+def interrupted_after(round: int) -> Callable[..., Any]:
+    """Return a `Loop._advance` that is interrupted once a round is done."""
+    from dmf.engine import loop
+
+    advance = loop.Loop._advance
+
+    def interrupted(self: Any, state: Any, number: int) -> Any:
+        if state.round == round:
+            raise KeyboardInterrupt
+        return advance(self, state, number)
+
+    return interrupted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import dask
@@ -26,7 +27,9 @@ from dmf.engine.lower import Lowering, Place
 from dmf.engine.rounds import State, build_rounds, start_state
 from dmf.engine.runner import Tasks, Threads
 from dmf.engine.trace import Trace, add_up
-from tests.problems import low_rank
+from dmf.init import RandomStart
+from dmf.objective import Objective
+from tests.problems import low_rank, objective_of
 
 RIDGE = dmf.Ridge(0.1)
 
@@ -36,17 +39,20 @@ def refuse(*args: Any, **kwargs: Any) -> Any:
     raise AssertionError(msg)
 
 
-def prepared(P: int, Q: int, rank: int = 2) -> tuple[Any, State]:
-    """Return data on a grid of P × Q blocks, and a start."""
+def prepared(P: int, Q: int, K: int = 1) -> tuple[Any, State, Objective]:
+    """Return data on a grid of P × Q blocks, a start of K candidates, and what they
+    minimise."""
     problem = low_rank(m=4 * P, n=3 * Q, rank=2)
     X = da.from_array(problem.nan, chunks=(4, 3))
     runner = Threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dmf.engine.data.KEEP_CHUNKS", 10**9)
-        data = load(X, None, rank, runner)
+        data = load(X, None, 2, runner)
     assert data.grid.shape == (P, Q)
-    state = start_state(data, runner, rank=rank, seed=0, start=0, scale=0.5)
-    return data, state
+    objective = objective_of([RIDGE] * K, rank=2)
+    start = RandomStart(0, tuple(range(K)), data.totals.mean_square)
+    state = start_state(data, runner, start=start, objective=objective)
+    return data, state, objective
 
 
 # ---------------------------------------------------------------- the plan
@@ -130,10 +136,10 @@ def test_chunks_are_kept_unless_there_are_far_too_many() -> None:
 
 
 def test_building_rounds_computes_nothing() -> None:
-    data, state = prepared(3, 2)
+    data, state, objective = prepared(3, 2)
     with dask.config.set(scheduler=refuse):
         for solver in (dmf.NormalizedGradient(), dmf.AlternatingLeastSquares()):
-            graph, _, _ = build_rounds(data, state, solver, (RIDGE, RIDGE), 2)
+            graph, _, _ = build_rounds(data, state, solver, objective, 2)
             assert len(graph) > 20
 
 
@@ -150,16 +156,18 @@ def test_building_rounds_computes_nothing() -> None:
 @pytest.mark.parametrize(
     ("P", "Q"), [(1, 1), (2, 1), (1, 3), (2, 2), (4, 3), (16, 1), (16, 16), (5, 12)]
 )
-def test_tasks_a_round_are_few(solver: Any, P: int, Q: int) -> None:
-    data, state = prepared(P, Q)
-    graph, _, _ = build_rounds(data, state, solver, (RIDGE, RIDGE), 1)
+@pytest.mark.parametrize("K", [1, 3])
+def test_tasks_a_round_are_few(solver: Any, P: int, Q: int, K: int) -> None:
+    """However many candidates there are."""
+    data, state, objective = prepared(P, Q, K)
+    graph, _, _ = build_rounds(data, state, solver, objective, 1)
     tasks = len(graph) - len(data.leaves) - len(state.leaves)
     assert tasks <= 2 * (2 * P * Q + 2 * (P + Q)) + 6
 
 
 def test_a_strip_with_one_block_is_one_task_a_half_step() -> None:
-    data, state = prepared(4, 1)
-    graph, _, _ = build_rounds(data, state, dmf.NormalizedGradient(), (RIDGE, RIDGE), 1)
+    data, state, objective = prepared(4, 1)
+    graph, _, _ = build_rounds(data, state, dmf.NormalizedGradient(), objective, 1)
     names = [key[0].rsplit("-", 1)[0] for key in graph if key not in state.leaves]
     assert names.count("update-W") == 4
     assert "gradient-W" not in names
@@ -171,8 +179,8 @@ def test_a_strip_with_one_block_is_one_task_a_half_step() -> None:
 def test_tasks_have_names_that_people_can_read() -> None:
     from dask.utils import key_split
 
-    data, state = prepared(2, 2)
-    graph, _, _ = build_rounds(data, state, dmf.NormalizedGradient(), (RIDGE, RIDGE), 1)
+    data, state, objective = prepared(2, 2)
+    graph, _, _ = build_rounds(data, state, dmf.NormalizedGradient(), objective, 1)
     names = {key_split(key) for key in graph}
     assert {"gradient-W", "direction-W", "curvature-W", "update-W"} <= names
     assert {"gradient-H", "direction-H", "curvature-H", "update-H"} <= names
@@ -223,15 +231,15 @@ def test_sums_leave_their_parts_alone() -> None:
 
 def test_previous_rounds_are_forgotten() -> None:
     """The graph of a round doesn't grow with the rounds before it."""
-    data, state = prepared(2, 2)
+    data, state, objective = prepared(2, 2)
     solver, runner = dmf.NormalizedGradient(), Threads()
     sizes = []
     for _ in range(4):
-        graph, after, _ = build_rounds(data, state, solver, (RIDGE, RIDGE), 1)
+        graph, after, _ = build_rounds(data, state, solver, objective, 1)
         sizes.append(len(graph))
-        kept = [key for keys in (*after.current, *after.previous) for key in keys]
-        leaves = runner.run(graph, kept)
-        state = State(0, after.round, after.current, after.previous, leaves)
+        new = [key for key in after.keys if key not in state.leaves]
+        leaves = state.leaves | runner.run(graph, new)
+        state = replace(after, leaves={key: leaves[key] for key in after.keys})
     assert sizes[1] == sizes[2] == sizes[3]
 
 
@@ -347,9 +355,9 @@ def test_partial_keys_are_picklable() -> None:
     """Tasks travel to workers: stages must survive a round trip."""
     import pickle
 
-    data, state = prepared(2, 2)
+    data, state, objective = prepared(2, 2)
     graph, _, _ = build_rounds(
-        data, state, dmf.NormalizedGradient("global"), (RIDGE, RIDGE), 1
+        data, state, dmf.NormalizedGradient("global"), objective, 1
     )
     for task in graph.values():
         if isinstance(task, tuple) and callable(task[0]):

@@ -67,7 +67,10 @@ def test_parameters() -> None:
     solver, ridge = dmf.AlternatingLeastSquares(), dmf.Ridge(0.1)
     given: dict[str, Any] = {
         "rank": 4,
+        "offsets": "both",
         "penalty": (ridge, None),
+        "offset_penalty": dmf.Ridge(3.0),
+        "unobserved_weight": 0.5,
         "solver": solver,
         "restarts": 2,
         "max_rounds": 9,
@@ -91,7 +94,10 @@ def test_parameters() -> None:
 def test_parameters_are_passed_on() -> None:
     problem = low_rank()
     options: dict[str, Any] = {
+        "offsets": "both",
         "penalty": (dmf.Ridge(0.1), None),
+        "offset_penalty": dmf.Ridge(3.0),
+        "unobserved_weight": 0.5,
         "solver": dmf.AlternatingLeastSquares(),
         "restarts": 2,
         "max_rounds": 9,

@@ -19,12 +19,21 @@ import zarr
 
 import dmf
 from dmf.io import model
+from dmf.penalties import Lasso, NonNegative, Smooth
 from tests import problems
 from tests.problems import low_rank
 
 PROBLEM = low_rank(30, 20)
 # Parameters may be NumPy's numbers.
 SOLVERS = [*problems.SOLVERS, dmf.GradientDescent(np.float32(0.1))]
+PENALTIES = [
+    None,
+    "auto",
+    dmf.Ridge(1),
+    (dmf.Ridge(0.1, by_count=True), None),
+    (Lasso(0.1, by_count=True) + NonNegative(), dmf.Ridge(0.1)),
+    (Smooth(0.5, order=2), Smooth(1, step=np.arange(1, 20) / 4)),
+]
 
 
 def fitted(X: Any = PROBLEM.nan, **options: Any) -> dmf.Factorization:
@@ -46,14 +55,21 @@ def described(fit: dmf.Factorization) -> Any:
         fit.solver,
         fit.seed,
         repr(fit.objectives),
+        fit.offsets,
+        fit.offset,
+        fit.offset_penalty,
+        fit.unobserved_weight,
+        fit.certificate,
     )
 
 
 def assert_equal(loaded: dmf.Factorization, fit: dmf.Factorization) -> None:
     assert described(loaded) == described(fit)
-    for name in ("W", "H"):
+    for name in ("W", "H", "row_offsets", "column_offsets"):
         factor, expected = getattr(loaded, name), getattr(fit, name)
         assert type(factor) is type(expected)
+        if expected is None:
+            continue
         np.testing.assert_array_equal(
             np.asarray(factor), np.asarray(expected), strict=True
         )
@@ -93,21 +109,35 @@ def test_every_solver_comes_back(
 
 def test_every_class_of_a_model_is_tested() -> None:
     made = [*SOLVERS, *(getattr(solver, "step", None) for solver in SOLVERS)]
-    made.append(dmf.Ridge(1.0))
+    for penalty in PENALTIES:
+        for one in penalty if isinstance(penalty, tuple) else (penalty,):
+            made += [one, *getattr(one, "parts", ())]
+    made = [one for one in made if not isinstance(one, str)]
+    made.append(fitted().certificate)
     assert {type(one).__name__ for one in made} - {"NoneType"} == set(model.KNOWN)
 
 
-@pytest.mark.parametrize(
-    "penalty",
-    [None, "auto", dmf.Ridge(1), (dmf.Ridge(0.1, by_count=True), None)],
-    ids=repr,
-)
+@pytest.mark.parametrize("penalty", PENALTIES, ids=repr)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_penalties_and_dtypes_come_back(
     tmp_path: Path, penalty: Any, dtype: str
 ) -> None:
     fit = fitted(PROBLEM.nan.astype(dtype), penalty=penalty, restarts=2, seed=2**70)
     assert fit.W.dtype == dtype
+    fit.save(str(tmp_path / "model.zarr"))
+    assert_equal(dmf.load(tmp_path / "model.zarr"), fit)
+
+
+@pytest.mark.parametrize("offsets", ["global", "rows", "columns", "both"])
+def test_offsets_come_back(tmp_path: Path, offsets: str) -> None:
+    fit = fitted(offsets=offsets, offset_penalty=dmf.Ridge(3))
+    assert fit.offset != 0
+    fit.save(str(tmp_path / "model.zarr"))
+    assert_equal(dmf.load(tmp_path / "model.zarr"), fit)
+
+
+def test_the_weight_of_the_unobserved_comes_back(tmp_path: Path) -> None:
+    fit = fitted(PROBLEM.sparse(), unobserved_weight=0.3)
     fit.save(str(tmp_path / "model.zarr"))
     assert_equal(dmf.load(tmp_path / "model.zarr"), fit)
 
@@ -305,10 +335,11 @@ def test_what_is_no_model(tmp_path: Path) -> None:
 def test_newer_model(tmp_path: Path, fit: dmf.Factorization) -> None:
     path = tmp_path / "model.zarr"
     fit.save(str(path))
-    change(path, format_version=2, dmf_version="9.0", history=None)
+    newest = model.FORMAT_VERSION
+    change(path, format_version=newest + 1, dmf_version="9.0", history=None)
     message = (
-        r"model\.zarr has format version 2 \(dmf 9\.0\), but dmf \S+ reads versions up "
-        "to 1; upgrade dmf"
+        rf"model\.zarr has format version {newest + 1} \(dmf 9\.0\), but dmf \S+ reads "
+        f"versions up to {newest}; upgrade dmf"
     )
     with pytest.raises(ValueError, match=message):
         dmf.load(path)

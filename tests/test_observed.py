@@ -11,16 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dmf
-from dmf.kernels.dense import DenseBlock
-from dmf.observed import (
+from dmf.entries import (
     canonical_csr,
-    counts,
     filled_dtype,
     is_sparse,
-    observe,
     observed_entries,
-    totals,
 )
+from dmf.kernels.dense import DenseBlock
+from dmf.observed import Totals, observe
 from tests.problems import low_rank
 
 Array = Any
@@ -61,7 +59,7 @@ def as_class(X: Any, format: str, kind: str) -> Any:
 
 def test_nan_is_missing() -> None:
     X = np.array([[1.0, NAN, 0.0], [NAN, NAN, -2.0]])
-    block = observe(X, None, np.float64)
+    block = observe(X, None, np.float64).block
     assert_observes(block, [[1, 0, 0], [0, 0, -2]], [[1, 0, 1], [0, 0, 1]])
     assert block.weights.dtype == bool
 
@@ -69,28 +67,28 @@ def test_nan_is_missing() -> None:
 def test_everything_observed_needs_no_weights() -> None:
     """Kernels skip the product with M then."""
     X = np.arange(6.0).reshape(2, 3)
-    assert observe(X, None, np.float64).weights is None
-    assert observe(X, np.full(X.shape, True), np.float64).weights is None
-    assert observe(X, np.ones(X.shape), np.float64).weights is None
+    assert observe(X, None, np.float64).block.weights is None
+    assert observe(X, np.full(X.shape, True), np.float64).block.weights is None
+    assert observe(X, np.ones(X.shape), np.float64).block.weights is None
 
 
 def test_a_bool_mask_says_what_is_observed() -> None:
     X = np.arange(6.0).reshape(2, 3) + 1
     mask = np.array([[True, False, True], [False, True, True]])
-    assert_observes(observe(X, mask, np.float64), X * mask, mask)
+    assert_observes(observe(X, mask, np.float64).block, X * mask, mask)
 
 
 def test_weights_count_and_0_is_unobserved() -> None:
     X = np.arange(6.0).reshape(2, 3) + 1
     weights = np.array([[0.5, 0.0, 2.0], [0.0, 3.0, 1e-300]])
-    assert_observes(observe(X, weights, np.float64), X * (weights > 0), weights)
+    assert_observes(observe(X, weights, np.float64).block, X * (weights > 0), weights)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int64", "float32", "float64"])
 def test_weights_of_0_and_1_are_a_bool_mask(dtype: str) -> None:
     problem = low_rank()
-    block = observe(problem.truth, problem.mask.astype(dtype), np.float64)
-    expected = observe(problem.truth, problem.mask, np.float64)
+    block = observe(problem.truth, problem.mask.astype(dtype), np.float64).block
+    expected = observe(problem.truth, problem.mask, np.float64).block
     assert block.weights.dtype == bool
     np.testing.assert_array_equal(block.weights, expected.weights)
     np.testing.assert_array_equal(block.values, expected.values)
@@ -118,7 +116,7 @@ def test_a_fit_with_weights_of_0_and_1_is_that_with_a_bool_mask(kind: str) -> No
 def test_nan_is_missing_also_where_the_mask_is_true() -> None:
     X = np.array([[1.0, NAN], [2.0, 3.0]])
     for mask in (np.full(X.shape, True), np.full(X.shape, 2.0)):
-        _, M = unpack(observe(X, mask, np.float64))
+        _, M = unpack(observe(X, mask, np.float64).block)
         np.testing.assert_array_equal(M > 0, [[1, 0], [1, 1]])
 
 
@@ -126,7 +124,9 @@ def test_nan_is_missing_also_where_the_mask_is_true() -> None:
 def test_infinite_values_may_hide_behind_the_mask(off: Any) -> None:
     X = np.array([[1.0, INF], [-INF, 3.0]])
     mask = np.array([[1, off], [off, 1]]).astype(type(off))
-    assert_observes(observe(X, mask, np.float64), [[1, 0], [0, 3]], [[1, 0], [0, 1]])
+    assert_observes(
+        observe(X, mask, np.float64).block, [[1, 0], [0, 3]], [[1, 0], [0, 1]]
+    )
 
 
 def test_infinite_values_behind_the_mask_do_not_reach_the_fit() -> None:
@@ -162,7 +162,7 @@ def test_the_place_of_an_infinite_value_is_that_in_the_whole_matrix() -> None:
 def test_dtypes(dtype: str, working: str) -> None:
     X = (np.arange(12).reshape(4, 3) % 5).astype(dtype)
     mask = np.arange(12).reshape(4, 3) % 3 > 0
-    assert_observes(observe(X, mask, np.dtype(working)), X * mask, mask)
+    assert_observes(observe(X, mask, np.dtype(working)).block, X * mask, mask)
     fit = dmf.factorize(X, 2, mask=mask, max_rounds=2)
     assert fit.W.dtype == fit.H.dtype == working
     # The same numbers in the working dtype are the same problem.
@@ -176,7 +176,7 @@ def test_dtypes(dtype: str, working: str) -> None:
 def test_float16_weights() -> None:
     X = np.ones((2, 2), dtype=np.float16)
     weights = np.array([[0.5, 0], [1, 2]], dtype=np.float16)
-    assert_observes(observe(X, weights, np.float32), weights > 0, weights)
+    assert_observes(observe(X, weights, np.float32).block, weights > 0, weights)
 
 
 @pytest.mark.parametrize("order", ["C", "F", "strided", "read-only", "swapped"])
@@ -222,10 +222,10 @@ def test_every_sparse_format(format: str, kind: str) -> None:
     X = as_class(problem.sparse(), format, kind)
     assert X.format == format
     assert is_sparse(X)
-    block = observe(X, None, np.float64)
+    block = observe(X, None, np.float64).block
     assert_observes(block, np.where(problem.mask, problem.truth, 0), problem.mask)
     weights = as_class(problem.sparse(problem.weights), format, kind)
-    values, M = unpack(observe(X, weights, np.float64))
+    values, M = unpack(observe(X, weights, np.float64).block)
     np.testing.assert_array_equal(M, problem.weights)
     np.testing.assert_array_equal(values, unpack(block)[0])
 
@@ -246,7 +246,7 @@ def test_a_fit_is_the_same_for_every_sparse_format(format: str, kind: str) -> No
 @pytest.mark.parametrize("format", [f for f in FORMATS if f != "dia"])
 def test_stored_zeros_are_observed(format: str) -> None:
     X = sp.coo_array(([0.0, 0.0, 2.0], ([0, 1, 2], [1, 0, 2])), shape=(3, 4))
-    block = observe(X.asformat(format), None, np.float64)
+    block = observe(X.asformat(format), None, np.float64).block
     M = np.zeros((3, 4))
     M[[0, 1, 2], [1, 0, 2]] = 1
     assert_observes(block, 2 * np.eye(3, 4) * (np.arange(3)[:, None] == 2), M)
@@ -254,15 +254,19 @@ def test_stored_zeros_are_observed(format: str) -> None:
 
 def test_blocks_of_bsr_are_stored_whole() -> None:
     X = sp.bsr_array(np.kron(np.eye(2), [[1.0, 0.0], [0.0, 0.0]]), blocksize=(2, 2))
-    _, M = unpack(observe(X, None, np.float64))
+    _, M = unpack(observe(X, None, np.float64).block)
     np.testing.assert_array_equal(M, np.kron(np.eye(2), np.ones((2, 2))))
 
 
 def test_a_stored_nan_is_missing() -> None:
     X = sp.csr_array(([1.0, NAN, 3.0], ([0, 0, 1], [0, 1, 1])), shape=(2, 2))
-    assert_observes(observe(X, None, np.float64), [[1, 0], [0, 3]], [[1, 0], [0, 1]])
+    assert_observes(
+        observe(X, None, np.float64).block, [[1, 0], [0, 3]], [[1, 0], [0, 1]]
+    )
     weights = sp.csr_array(([5.0, 6.0, 7.0], ([0, 0, 1], [0, 1, 1])), shape=(2, 2))
-    assert_observes(observe(X, weights, np.float64), [[1, 0], [0, 3]], [[5, 0], [0, 7]])
+    assert_observes(
+        observe(X, weights, np.float64).block, [[1, 0], [0, 3]], [[5, 0], [0, 7]]
+    )
 
 
 @pytest.mark.parametrize("dtype", [bool, float])
@@ -270,14 +274,18 @@ def test_a_stored_0_in_a_sparse_mask_is_unobserved(dtype: Any) -> None:
     places = ([0, 0, 1], [0, 1, 1])
     X = sp.csr_array(([1.0, INF, 3.0], places), shape=(2, 2))
     mask = sp.csr_array((np.array([1, 0, 1], dtype), places), shape=(2, 2))
-    assert_observes(observe(X, mask, np.float64), [[1, 0], [0, 3]], [[1, 0], [0, 1]])
+    assert_observes(
+        observe(X, mask, np.float64).block, [[1, 0], [0, 3]], [[1, 0], [0, 1]]
+    )
 
 
 def test_entries_stored_twice_are_added_up() -> None:
     X = sp.coo_array(([1.0, 2.0, 4.0], ([0, 0, 1], [1, 1, 0])), shape=(2, 2))
-    assert_observes(observe(X, None, np.float64), [[0, 3], [4, 0]], [[0, 1], [1, 0]])
     assert_observes(
-        observe(unsorted_csr(), None, np.float64),
+        observe(X, None, np.float64).block, [[0, 3], [4, 0]], [[0, 1], [1, 0]]
+    )
+    assert_observes(
+        observe(unsorted_csr(), None, np.float64).block,
         [[2, 0, 0, 11], [0, 0, 0, 0], [0, 6, 5, 0]],
         [[1, 0, 0, 1], [0, 0, 0, 0], [0, 1, 1, 0]],
     )
@@ -292,7 +300,7 @@ def test_indices_may_come_in_any_order() -> None:
     # The mask's order has nothing to do with that of X.
     weights = canonical.copy()
     weights.data = np.array([1.0, 2.0, 3.0, 4.0])
-    _, M = unpack(observe(unsorted_csr(), weights, np.float64))
+    _, M = unpack(observe(unsorted_csr(), weights, np.float64).block)
     np.testing.assert_array_equal(M, weights.toarray())
 
 
@@ -319,32 +327,40 @@ def test_counts_and_totals(
     M = {"none": None, "bool": problem.mask, "weights": problem.weights}[mask]
     if kind == "dense":
         X = problem.nan if mask == "none" else problem.truth
-        block = observe(X, M, dtype)
+        part = observe(X, M, dtype)
     else:
         sparse_mask = None if M is None else problem.sparse(M)
-        block = observe(problem.sparse(), sparse_mask, dtype)
+        part = observe(problem.sparse(), sparse_mask, dtype)
     M = problem.mask if M is None else M
-    found = totals(block)
+    found, truth = part.totals, problem.truth.astype(float)
+    assert part.held_out is None
+    assert found.held_out == 0
     assert found.entries == problem.mask.sum()
     assert found.weight == pytest.approx(M.sum(dtype=float), rel=1e-6)
-    squares = np.sum(M * problem.truth.astype(float) ** 2)
+    assert found.sum == pytest.approx(np.sum(M * truth), rel=1e-6, abs=1e-5)
+    squares = np.sum(M * truth**2)
     assert found.sum_of_squares == pytest.approx(squares, rel=1e-6)
-    for axis in (0, 1):
-        numbers = counts(block, axis)
+    # What a sparse matrix doesn't store is missing, also if it stores everything.
+    complete = kind == "dense" and problem.mask.all() and mask != "weights"
+    assert found.masked == (not complete)
+    for axis, numbers in enumerate(part.counts):
         assert numbers.dtype == np.float64
         np.testing.assert_array_equal(numbers, problem.mask.sum(axis=1 - axis))
     if found.entries:
-        mean = np.average(problem.truth.astype(float) ** 2, weights=M)
+        mean = np.average(truth**2, weights=M)
         assert found.mean_square == pytest.approx(mean, rel=1e-6)
     else:
         assert found.mean_square == 0
 
 
 def test_counts_and_totals_without_a_single_missing_entry() -> None:
-    block = observe(np.full((3, 5), 2.0), None, np.float64)
-    assert totals(block) == (15, 15.0, 30.0, 60.0)
-    assert counts(block, 0).tolist() == [5] * 3
-    assert counts(block, 1).tolist() == [3] * 5
+    part = observe(np.full((3, 5), 2.0), None, np.float64)
+    expected = Totals(
+        entries=15, weight=15.0, sum=30.0, sum_of_squares=60.0, masked=0, held_out=0.0
+    )
+    assert part.totals == expected
+    assert part.counts[0].tolist() == [5] * 3
+    assert part.counts[1].tolist() == [3] * 5
 
 
 @pytest.mark.parametrize("size", [1e-25, 1e25])
@@ -354,7 +370,7 @@ def test_totals_of_float32_are_those_of_float64(kind: str, size: float) -> None:
     X = np.array([[1.0, 2.0], [3.0, 4.0]]) * size
     form = sp.csr_array if kind == "sparse" else np.asarray
     for weights in (np.ones((2, 2)), np.full((2, 2), 2.0)):
-        found = totals(observe(form(X.astype("f4")), form(weights), np.float32))
+        found = observe(form(X.astype("f4")), form(weights), np.float32).totals
         assert found.mean_square == pytest.approx(np.mean(X**2), rel=1e-5, abs=0)
 
 

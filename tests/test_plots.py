@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 import dmf
 from dmf import plots
-from dmf.result import History
+from dmf.history import History
 
 X = np.array([[1.0, -2.0, 3.0], [4.0, 5.0, np.nan]])
 MASK = np.array([[True, False, True], [True, True, True]])

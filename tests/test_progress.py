@@ -41,8 +41,11 @@ def test_draws_if_asked(capfd: pytest.CaptureFixture[str]) -> None:
 def test_draws_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
-    fitted(restarts=2)
-    assert "start 2/2" in terminal.getvalue()
+    fit = fitted(restarts=2)
+    assert "best of 2" in terminal.getvalue()
+    # All restarts share the line: in the end it tells of the better one.
+    last = terminal.getvalue().rsplit("round 6/6", 1)[1]
+    assert f"objective {min(fit.objectives):.5g}" in last
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
     fitted(progress=False)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 import dmf
 from benchmarks.common import power_law
 from dmf.init import random_strip, scale_for
-from tests.problems import MONOTONE, SOLVERS, low_rank, objective
+from dmf.penalties import Lasso
+from tests.problems import MONOTONE, SOLVERS, low_rank, objective, objective_of
 
 PENALTIES = [
     None,
@@ -284,26 +285,50 @@ def test_the_default_penalty_respects_the_level_of_the_data(level: float) -> Non
     assert np.sqrt(np.mean(error**2)) < 0.35 * truth.std()
 
 
+def plain_penalty(penalty: Any, factor: Any, counts: Any) -> float:
+    """Return Ω of one candidate's factor, shape (p, r), written plainly."""
+    total = 0.0
+    for one in getattr(penalty, "parts", (penalty,)):
+        strengths = one.strength * (counts if one.by_count else np.ones_like(counts))
+        sizes = np.abs(factor) if isinstance(one, Lasso) else 0.5 * factor**2
+        total += float(np.sum(strengths[:, None] * sizes))
+    return total
+
+
 @pytest.mark.parametrize("by_count", [False, True])
-def test_gradient_of_the_penalty_is_that_of_its_value(by_count: bool) -> None:
+@pytest.mark.parametrize("K", [1, 3])
+def test_gradient_of_the_penalty_is_that_of_its_value(K: int, by_count: bool) -> None:
+    """Each candidate has a strength of its own; the lasso isn't smooth."""
     rng = np.random.default_rng(0)
-    factor, counts = rng.standard_normal((5, 3)), np.array([0.0, 1, 2, 5, 9])
-    penalty = dmf.Ridge(0.7, by_count=by_count)
-    numeric = np.empty_like(factor)
-    h = 1e-6
-    for index in np.ndindex(factor.shape):
-        up, down = factor.copy(), factor.copy()
-        up[index] += h
-        down[index] -= h
-        numeric[index] = penalty.value(up, counts) - penalty.value(down, counts)
-    gradient = penalty.gradient(factor, counts)
-    np.testing.assert_allclose(gradient, numeric / (2 * h), rtol=1e-6, atol=1e-8)
-    move = rng.standard_normal(factor.shape)
-    along = np.sum(move * (penalty.gradient(factor + move, counts) - gradient), axis=1)
-    np.testing.assert_allclose(penalty.curvature(move, move, counts), along)
+    factor, counts = rng.standard_normal((5, K, 3)), np.array([0.0, 1, 2, 5, 9])
+    ridges = [dmf.Ridge(0.7 * (k + 1), by_count=by_count) for k in range(K)]
+    for penalties in (ridges, [r + Lasso(0.2, by_count=not by_count) for r in ridges]):
+        side = objective_of(penalties, rank=3).sides[0]
+        terms = side.terms(factor, counts, np.zeros(K))
+        assert terms.quadratic == (penalties is ridges)
+        expected = [
+            plain_penalty(penalty, factor[:, k], counts)
+            for k, penalty in enumerate(penalties)
+        ]
+        np.testing.assert_allclose(terms.value(factor), expected)
+        # Of the squares alone.
+        terms = terms._replace(lasso=None)
+        numeric = np.empty_like(factor)
+        h = 1e-6
+        for i, s in np.ndindex(5, 3):
+            up, down = factor.copy(), factor.copy()
+            up[i, :, s] += h
+            down[i, :, s] -= h
+            numeric[i, :, s] = terms.value(up) - terms.value(down)
+        gradient = terms.gradient(factor)
+        np.testing.assert_allclose(gradient, numeric / (2 * h), rtol=1e-6, atol=1e-8)
+        move = rng.standard_normal(factor.shape)
+        along = np.sum(move * (terms.gradient(factor + move) - gradient), axis=2)
+        np.testing.assert_allclose(terms.curvature(move, move), along)
 
 
-def test_als_needs_no_more_memory_than_its_tiles() -> None:
+@pytest.mark.parametrize("K", [1, 3])
+def test_als_needs_no_more_memory_than_its_tiles(K: int) -> None:
     """The systems of 20,000 rows are solved a few megabytes at a time."""
     import tracemalloc
 
@@ -311,18 +336,25 @@ def test_als_needs_no_more_memory_than_its_tiles() -> None:
 
     rows, rank = 20_000, 16
     rng = np.random.default_rng(0)
-    shared = np.eye(rank, dtype=np.float32) + 0.1
-    matrices = np.broadcast_to(shared, (rows, rank, rank))
-    moving = rng.standard_normal((rows, rank), dtype=np.float32)
-    gradient = rng.standard_normal((rows, rank), dtype=np.float32)
+    shared = np.stack(
+        [np.eye(rank, dtype=np.float32) + 0.1 * (k + 1) for k in range(K)]
+    ).astype(np.float32)
+    matrices = np.broadcast_to(shared, (rows, K, rank, rank))
+    moving = rng.standard_normal((rows, K, rank), dtype=np.float32)
+    gradient = rng.standard_normal((rows, K, rank), dtype=np.float32)
+    side = objective_of([dmf.Ridge(0.0)] * K, rank).sides[0]
+    summed, counts = (gradient, np.ones(K)), np.ones(rows)
     tracemalloc.start()
     try:
-        moved, _ = solve(
-            moving, (matrices, gradient, 1.0), np.ones(rows), penalty=dmf.Ridge(0.0)
+        moved = solve(
+            moving, summed, matrices, counts, np.zeros(K), side=side, sweeps=1
         )
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert peak < 8 * TILE_BYTES + 12 * moving.nbytes
-    expected = moving - np.linalg.solve(shared.astype(float), gradient.T).T
-    np.testing.assert_allclose(moved, expected, rtol=1e-4, atol=1e-5)
+    for k in range(K):
+        move = np.linalg.solve(shared[k].astype(float), gradient[:, k].T).T
+        np.testing.assert_allclose(
+            moved.factor[:, k], moving[:, k] - move, rtol=1e-4, atol=1e-5
+        )

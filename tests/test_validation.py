@@ -163,8 +163,8 @@ def test_shapes_differ(no_tasks: None, form: str) -> None:
 
 _AT_LEAST_1 = "must be an integer of at least 1, got"
 _PENALTY = (
-    'penalty must be a dmf.Ridge, None, "auto", or a pair (for W, for H) of the first '
-    "two; got "
+    'penalty must be a penalty such as dmf.Ridge(0.1), None, "auto", or a pair of them '
+    "(for W, for H); got "
 )
 _SOLVER = (
     "solver must be a solver such as dmf.NormalizedGradient(), "
@@ -205,7 +205,7 @@ ARGUMENTS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"penalty": (None,) * 3}, TypeError, f"{_PENALTY}(None, None, None)"),
     ({"penalty": (None,)}, TypeError, f"{_PENALTY}(None,)"),
     ({"penalty": (None, 0.1)}, TypeError, f"{_PENALTY}(None, 0.1)"),
-    ({"penalty": ("auto", None)}, TypeError, f"{_PENALTY}('auto', None)"),
+    ({"penalty": ("auto", "ridge")}, TypeError, f"{_PENALTY}('auto', 'ridge')"),
     ({"penalty": [None, None]}, TypeError, f"{_PENALTY}[None, None]"),
     ({"penalty": np.array([0.1, 0.2])}, TypeError, f"{_PENALTY}array([0.1, 0.2])"),
     ({"solver": "als"}, TypeError, f"{_SOLVER}'als'"),
@@ -241,6 +241,7 @@ def test_arguments(
         {"tol": 0},
         {"seed": 2**100},
         {"penalty": (None, dmf.Ridge(1))},
+        {"penalty": ("auto", None)},
         {"callbacks": iter([])},
     ],
     ids=str,
@@ -449,7 +450,10 @@ def test_sparse_chunks_of_a_mask_have_the_pattern_of_those_of_x() -> None:
 @pytest.mark.parametrize("form", ["sparse", "dask-sparse"])
 def test_sparse_x_takes_no_dense_mask(no_tasks: None, form: str) -> None:
     X = form_of(low_rank(), form)
-    text = "mask is dense, but X is sparse; give a mask of X's kind"
+    text = (
+        "mask is dense, but X is sparse; give a mask of X's kind, for a sparse X one "
+    )
+    text += "that stores the entries it speaks of"
     for mask in (low_rank().mask, da.from_array(low_rank().mask, chunks=CHUNKS)):
         assert_refused(ValueError, text, partial(dmf.factorize, X, 2, mask=mask))
 
@@ -457,7 +461,10 @@ def test_sparse_x_takes_no_dense_mask(no_tasks: None, form: str) -> None:
 @pytest.mark.parametrize("form", ["numpy", "dask"])
 def test_dense_x_takes_no_sparse_mask(no_tasks: None, form: str) -> None:
     X = form_of(low_rank(), form)
-    text = "mask is sparse, but X is dense; give a mask of X's kind"
+    text = (
+        "mask is sparse, but X is dense; give a mask of X's kind, for a sparse X one "
+    )
+    text += "that stores the entries it speaks of"
     for mask in (low_rank().sparse(), form_of(low_rank(), "dask-sparse")):
         assert_refused(ValueError, text, partial(dmf.factorize, X, 2, mask=mask))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -9,34 +10,82 @@ import numpy as np
 
 from dmf.engine.chunks import in_chunks, lazy_chunk
 from dmf.engine.data import Data
+from dmf.engine.kinds import is_dask
+from dmf.engine.rounds import State
 from dmf.engine.runner import Leaf, Runner, choose_runner
-from dmf.observed import fill_block, filled_dtype
+from dmf.entries import fill_block, filled_dtype, is_sparse
+from dmf.holdout import Share, part_of
+from dmf.solvers.base import Moved
 
 Array = Any
 
 
-def strips_to_array(
-    data: Data, strips: list[Leaf], axis: int, rank: int, lazy: bool, runner: Runner
+def factor_of(
+    data: Data, state: State, axis: int, rank: int, lazy: bool, runner: Runner
 ) -> Array:
-    """Return a factor, shape (length, rank), from what its last half-step returned.
+    """Return a factor, shape (length, rank), of a state with one candidate.
 
     Parameters
     ----------
     data : Data
-    strips : list of leaves
-        Each a tuple whose first item is the strip.
+    state : State
     axis : {0, 1}
         0 for W, 1 for H.
     rank : int
+        The columns wanted.
     lazy : bool
-        Whether to return a Dask array. Else the leaves must be values.
+        Whether to return a Dask array.
     runner : Runner
     """
+    strips = [state.leaves[key] for key in state.strips[axis]]
+    take = partial(_columns, rank=rank)
     if not lazy:
-        return np.concatenate([strip for strip, _ in strips])
-    leaves = strips if data.recomputable else runner.put(strips)
+        return np.concatenate(
+            [take(strip) for strip in _fetched(strips, state, runner)]
+        )
+    leaves = runner.put(strips) if state.home else strips
     lengths = [len(data.grid.strip(axis, i)) for i in range(len(strips))]
-    return _stack(leaves, lengths, rank, data.dtype)
+    meta = np.empty((0, 0), dtype=data.dtype)
+    return _stacked(take, [[leaf] for leaf in leaves], lengths, (rank,), meta)
+
+
+def offsets_of(
+    data: Data, state: State, axis: int, column: int, lazy: bool, runner: Runner
+) -> Array:
+    """Return the offsets of a factor, shape (length,): what stands above its level.
+
+    Rows without observed entries have none: 0.
+    """
+    strips = [state.leaves[key] for key in state.strips[axis]]
+    counts = [data.leaves[data.counts(axis).key(i, 0)] for i in range(len(strips))]
+    take = partial(_offsets, column=column, level=level_of(state, axis, runner))
+    if not lazy:
+        fetched = _fetched(strips, state, runner), runner.fetch(counts)
+        return np.concatenate([take(*pair) for pair in zip(*fetched, strict=True)])
+    leaves = runner.put(strips) if state.home else strips
+    pairs = [[strip, count] for strip, count in zip(leaves, counts, strict=True)]
+    lengths = [len(data.grid.strip(axis, i)) for i in range(len(strips))]
+    return _stacked(take, pairs, lengths, (), np.empty((0,), dtype=data.dtype))
+
+
+def level_of(state: State, axis: int, runner: Runner) -> float:
+    """Return what the offsets of a factor are measured from."""
+    (level,) = _fetched([state.leaves[state.centres[axis]]], state, runner)
+    return float(level[0])
+
+
+def _fetched(leaves: list[Leaf], state: State, runner: Runner) -> list[Any]:
+    return leaves if state.home else runner.fetch(leaves)
+
+
+def concatenated(parts: list[Array], axis: int) -> Array:
+    """Join arrays, lazily if one of them is Dask's."""
+    if not any(is_dask(part) for part in parts):
+        return np.concatenate(parts, axis=axis)
+    import dask.array as da
+
+    lazy = [part if is_dask(part) else da.from_array(part) for part in parts]
+    return da.concatenate(lazy, axis=axis)
 
 
 def fill_lazily(X: Array, mask: Array | None, W: Array, H: Array) -> Array:
@@ -52,9 +101,9 @@ def fill_lazily(X: Array, mask: Array | None, W: Array, H: Array) -> Array:
     import dask.array as da
 
     runner = choose_runner(None)
-    rank = W.shape[1]
-    W = in_chunks(W, (X.chunks[0], (rank,)), runner)
-    Ht = in_chunks(H.T, (X.chunks[1], (rank,)), runner)
+    width = W.shape[1]
+    W = in_chunks(W, (X.chunks[0], (width,)), runner)
+    Ht = in_chunks(H.T, (X.chunks[1], (width,)), runner)
     dtype = filled_dtype(X.dtype)
     arguments: list[Any] = [X, "ij", None, None, W, "ik", Ht, "jk"]
     if mask is not None:
@@ -71,6 +120,22 @@ def fill_lazily(X: Array, mask: Array | None, W: Array, H: Array) -> Array:
     )
 
 
+def split_lazily(X: Array, share: Share, held_out: bool) -> Array:
+    """Return a Dask array with the entries that are held out, or with the others."""
+    from dask.array.utils import meta_from_array
+
+    meta = meta_from_array(X)
+    dtype = X.dtype if is_sparse(meta) else filled_dtype(X.dtype)
+    return X.map_blocks(
+        _split, share=share, held_out=held_out, dtype=dtype, meta=meta.astype(dtype)
+    )
+
+
+def _split(X: Array, *, share: Share, held_out: bool, block_info: Any = None) -> Array:
+    (row, _), (column, _) = block_info[0]["array-location"]
+    return part_of(X, share, (row, column), held_out)
+
+
 def _fill(
     X: Array, mask: Array | None, W: list[Array], H: list[Array], *, dtype: Any
 ) -> Array:
@@ -78,16 +143,27 @@ def _fill(
     return fill_block(X, mask, W[0], H[0], dtype)
 
 
-def _stack(leaves: list[Leaf], lengths: list[int], rank: int, dtype: Any) -> Array:
-    """Return a factor's strips as one Dask array, shape (sum of lengths, rank)."""
+def _stacked(
+    take: Callable[..., Array],
+    leaves: list[list[Leaf]],
+    lengths: list[int],
+    tail: tuple[int, ...],
+    meta: Array,
+) -> Array:
+    """Return what is taken of each strip as one Dask array."""
     import dask.array as da
 
-    meta = np.empty((0, 0), dtype=dtype)
     pairs = zip(leaves, lengths, strict=True)
     return da.concatenate(
-        [lazy_chunk(_first, leaf, (p, rank), meta) for leaf, p in pairs]
+        [lazy_chunk(take, *own, shape=(p, *tail), meta=meta) for own, p in pairs]
     )
 
 
-def _first(strip: tuple[Array, Any]) -> Array:
-    return strip[0]
+def _columns(strip: Moved, *, rank: int) -> Array:
+    return strip.factor[:, 0, :rank]
+
+
+def _offsets(strip: Moved, counts: Array, *, column: int, level: float) -> Array:
+    offsets = strip.factor[:, 0, column] - strip.factor.dtype.type(level)
+    offsets[counts == 0] = 0
+    return offsets

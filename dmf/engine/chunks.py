@@ -9,7 +9,7 @@ import numpy as np
 
 from dmf.engine.kinds import is_dask
 from dmf.engine.runner import Leaf, Runner
-from dmf.observed import canonical_csr, is_sparse
+from dmf.entries import canonical_csr, is_sparse
 
 Array = Any
 Chunks = tuple[tuple[int, ...], tuple[int, ...]]
@@ -30,18 +30,18 @@ def in_chunks(X: Array, chunks: Chunks, runner: Runner) -> Array:
     leaves = iter(runner.put([X[cut] for cut in cuts]))
     meta = np.empty((0, 0), dtype=X.dtype)
     stacked = [
-        [lazy_chunk(_whole, next(leaves), (p, q), meta) for q in chunks[1]]
+        [lazy_chunk(_whole, next(leaves), shape=(p, q), meta=meta) for q in chunks[1]]
         for p in chunks[0]
     ]
     return da.block(stacked)
 
 
-def lazy_chunk(take: Any, leaf: Leaf, shape: tuple[int, int], meta: Array) -> Array:
+def lazy_chunk(take: Any, *leaves: Leaf, shape: tuple[int, ...], meta: Array) -> Array:
     """Return a Dask array of one chunk from what stands for its value."""
     import dask.array as da
     from dask.delayed import delayed
 
-    return da.from_delayed(delayed(take, pure=False)(leaf), shape, meta=meta)
+    return da.from_delayed(delayed(take, pure=False)(*leaves), shape, meta=meta)
 
 
 def _whole(strip: Array) -> Array:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from types import ModuleType
 from typing import Any
 
@@ -24,17 +26,16 @@ from dmf.engine.kinds import block_kind, check_kinds, in_memory, is_dask
 from dmf.engine.lower import Key, Lowering, Place
 from dmf.engine.runner import Leaf, Runner
 from dmf.engine.trace import Trace, follow
+from dmf.entries import canonical_csr, check_weights
+from dmf.holdout import Share
 from dmf.kernels import kernels_for
-from dmf.observed import (
-    Totals,
-    canonical_csr,
-    check_weights,
-    counts,
-    is_empty,
-    observe,
-    totals,
-)
+from dmf.observed import Observed, Totals, is_empty, observe
 from dmf.validation import refuse_empty, working_dtype
+
+# Where an `Observed` keeps what.
+BLOCK, HELD_OUT, COUNTS, TOTALS = (
+    Observed._fields.index(name) for name in ("block", "held_out", "counts", "totals")
+)
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class Data:
     ----------
     shape : (m, n)
     dtype : the dtype that is computed in
-    kernels : module
+    kind : {"dense", "sparse"}
+        Of the blocks.
     grid : Grid
     totals : Totals
         Over all observed entries.
@@ -53,22 +55,54 @@ class Data:
         Makes the names of all tasks on these data unique.
     recomputable : bool
         Whether Dask can make blocks anew that a dead worker took along.
+    unobserved : float
+        The weight α of what isn't observed.
     leaves : dict
         The blocks and the counts of each strip, by their keys.
     """
 
     shape: tuple[int, int]
     dtype: np.dtype[Any]
-    kernels: ModuleType
+    kind: str
     grid: Grid
     totals: Totals
     token: str
     recomputable: bool
+    unobserved: float
     leaves: dict[Key, Leaf] = field(repr=False)
 
     def block(self, axis: int) -> Place:
         """Return where the block (strip, block of the strip) of an axis is."""
-        return Place(partial(_block_key, self.token, axis))
+        return Place(partial(_block_key, self.token, axis), (BLOCK,))
+
+    @property
+    def kernels(self) -> ModuleType:
+        """The kernels for the kind of blocks."""
+        return kernels_for(self.kind)
+
+    def held_out(self) -> Place:
+        """Return where the held-out entries of a block are; strips are those of W."""
+        return Place(partial(_block_key, self.token, 0), (HELD_OUT,))
+
+    @property
+    def masked(self) -> bool:
+        """False if every entry counts with weight 1: as observed, or as a zero."""
+        return self.totals.masked > 0
+
+    @property
+    def gram_weight(self) -> float:
+        """The weight with which Gram matrices of the factors enter the loss.
+
+        Dense blocks hold their unobserved zeros themselves.
+        """
+        if not self.masked:
+            return 1.0
+        return self.unobserved if self.kind == "sparse" else 0.0
+
+    @property
+    def constant(self) -> float:
+        """What the loss of the kernels lacks: ½ Σ X² where nothing is masked."""
+        return 0.0 if self.masked else 0.5 * self.totals.sum_of_squares
 
     def counts(self, axis: int) -> Place:
         """Return where the numbers of observed entries of a strip's rows are."""
@@ -85,7 +119,14 @@ def _counts_key(token: str, axis: int, strip: int, other: int) -> Key:
 
 
 def load(
-    X: Any, mask: Any | None, rank: int, runner: Runner, *, may_be_empty: bool = False
+    X: Any,
+    mask: Any | None,
+    rank: int,
+    runner: Runner,
+    *,
+    unobserved: float = 0.0,
+    validation: Any | Share | None = None,
+    may_be_empty: bool = False,
 ) -> Data:
     """Cut X and its mask into blocks, and count what is observed.
 
@@ -95,6 +136,10 @@ def load(
     mask : array, shape (m, n), or None
     rank : int
     runner : Runner
+    unobserved : float
+        The weight with which what isn't observed counts as 0.
+    validation : Share, array of shape (m, n), or None
+        What is held out, as `dmf.observed.observe` takes it.
     may_be_empty : bool
         Whether X may do without a single observed entry.
 
@@ -106,11 +151,18 @@ def load(
     token = uuid.uuid4().hex[:8]
     dtype = working_dtype(X.dtype)
     kind = block_kind(X)
-    check_kinds(X, mask)
+    given = {"mask": mask, "validation": validation}
+    beside = {name: Y for name, Y in given.items() if hasattr(Y, "shape")}
+    for name, Y in beside.items():
+        check_kinds(X, Y, name)
+    options: dict[str, Any] = {"unobserved": unobserved}
+    if isinstance(validation, Share):
+        options["validation"] = validation
+    look = partial(_observe_at, names=tuple(beside), dtype=dtype, options=options)
     if is_dask(X):
-        grid, leaves = _load_dask(X, mask, rank, kind, dtype, token, runner)
+        grid, leaves = _load_dask(X, beside, rank, kind, look, token, runner)
     else:
-        grid, blocks = _cut_array(X, mask, rank, kind, dtype, token)
+        grid, blocks = _cut_array(X, beside, rank, kind, look, token)
         if not may_be_empty and all(is_empty(block) for block in blocks.values()):
             refuse_empty(X.shape)
         values = runner.put(list(blocks.values()))
@@ -121,29 +173,30 @@ def load(
     return Data(
         shape=tuple(X.shape),
         dtype=dtype,
-        kernels=kernels_for(kind),
+        kind=kind,
         grid=grid,
         totals=total,
         token=token,
-        recomputable=is_dask(X) and (mask is None or is_dask(mask)),
+        recomputable=is_dask(X) and all(is_dask(Y) for Y in beside.values()),
+        unobserved=unobserved,
         leaves=leaves | summary,
     )
 
 
 def _cut_array(
     X: Any,
-    mask: Any | None,
+    beside: dict[str, Any],
     rank: int,
     kind: str,
-    dtype: np.dtype[Any],
+    look: Callable[..., Observed],
     token: str,
 ) -> tuple[Grid, dict[Key, Any]]:
     """Cut an array in memory; bad values are refused before any task exists."""
     m, n = X.shape
-    mask = in_memory(mask)
+    matrices = [X, *(in_memory(Y) for Y in beside.values())]
     if kind == "sparse":
-        X = canonical_csr(X)
-        mask = None if mask is None else canonical_csr(mask)
+        matrices = [canonical_csr(Y) for Y in matrices]
+        X = matrices[0]
         P, Q = blocks_for((m, n), X.nnz, rank, kind)
         grid = Grid(
             balanced_bounds(np.diff(X.indptr), P),
@@ -153,60 +206,43 @@ def _cut_array(
         P, Q = blocks_for((m, n), m * n, rank, kind)
         grid = Grid(even_bounds(m, P), even_bounds(n, Q))
     blocks = {}
-    for i in range(P):
-        rows = _slice(grid.strip(0, i))
-        for j in range(Q):
-            columns = _slice(grid.strip(1, j))
-            blocks[_block_key(token, 0, i, j)] = observe(
-                X[rows, columns],
-                None if mask is None else mask[rows, columns],
-                dtype,
-                (rows.start, columns.start),
-            )
+    for i, j in product(range(P), range(Q)):
+        rows, columns = _slice(grid.strip(0, i)), _slice(grid.strip(1, j))
+        parts = [Y[rows, columns] for Y in matrices]
+        origin = (rows.start, columns.start)
+        blocks[_block_key(token, 0, i, j)] = look(kind, *origin, *parts)
     return grid, blocks
 
 
 def _load_dask(
     X: Any,
-    mask: Any | None,
+    beside: dict[str, Any],
     rank: int,
     kind: str,
-    dtype: np.dtype[Any],
+    look: Callable[..., Observed],
     token: str,
     runner: Runner,
 ) -> tuple[Grid, dict[Key, Leaf]]:
     """Make blocks of whole chunks, inside tasks."""
     from dask.base import optimize
 
+    mask = beside.get("mask")
     if mask is not None and not is_dask(mask):
         check_weights(mask)
     grid = _grid_of_chunks(X, rank, kind)
     arrays = [_aligned(X, "X", grid, runner)]
-    if mask is not None:
-        arrays.append(_aligned(mask, "mask", grid, runner))
+    arrays += [_aligned(Y, name, grid, runner) for name, Y in beside.items()]
     arrays = optimize(*arrays)
     graph: dict[Key, Any] = {}
     for array in arrays:
         graph.update(array.__dask_graph__())
-    P, Q = grid.shape
     parts = [array.__dask_keys__() for array in arrays]
-    if mask is None:
-        parts.append([[None] * Q] * P)
-    x_keys, mask_keys = parts
     keys = []
-    for i in range(P):
-        for j in range(Q):
-            key = _block_key(token, 0, i, j)
-            origin = (grid.strip(0, i).start, grid.strip(1, j).start)
-            graph[key] = (
-                _observe_at,
-                x_keys[i][j],
-                mask_keys[i][j],
-                dtype,
-                kind,
-                *origin,
-            )
-            keys.append(key)
+    for i, j in product(*map(range, grid.shape)):
+        key = _block_key(token, 0, i, j)
+        origin = (grid.strip(0, i).start, grid.strip(1, j).start)
+        graph[key] = (look, kind, *origin, *(part[i][j] for part in parts))
+        keys.append(key)
     return grid, runner.run(graph, keys)
 
 
@@ -223,15 +259,24 @@ def _aligned(X: Any, name: str, grid: Grid, runner: Runner) -> Any:
 
 
 def _observe_at(
-    X: Any, mask: Any | None, dtype: np.dtype[Any], kind: str, row: int, column: int
-) -> Any:
+    kind: str,
+    row: int,
+    column: int,
+    X: Any,
+    *beside: Any,
+    names: tuple[str, ...],
+    dtype: np.dtype[Any],
+    options: dict[str, Any],
+) -> Observed:
+    """Observe a block of X, with the blocks of what is given beside it."""
     if block_kind(X) != kind:
         msg = (
             f"a block of X is {block_kind(X)} ({type(X).__name__}), but its Dask array "
             f"says {kind}; give map_blocks the right meta="
         )
         raise ValueError(msg)
-    return observe(X, mask, dtype, (row, column))
+    given = {"mask": None, **options, **dict(zip(names, beside, strict=True))}
+    return observe(X, dtype=dtype, origin=(row, column), **given)
 
 
 def _grid_of_chunks(X: Any, rank: int, kind: str) -> Grid:
@@ -252,30 +297,29 @@ def _grid_of_chunks(X: Any, rank: int, kind: str) -> Grid:
 def _count(
     grid: Grid, leaves: dict[Key, Leaf], token: str, runner: Runner
 ) -> tuple[dict[Key, Leaf], Totals]:
-    """Count the observed entries of rows and columns, and sum over all of them."""
+    """Add up the observed entries of rows and columns, and of all of them."""
     graph: dict[Key, Any] = dict(leaves)
     summary: list[Key] = []
     for axis in (0, 1):
         trace = Trace()
-        block = trace.input("block")
-        each = trace.per_block("count", partial(counts, axis=axis), block)
-        outputs = [trace.sum_over_strip(each)]
+        counts, totals = trace.input("block"), trace.input("block")
+        place = partial(_block_key, token, axis)
+        outputs = [trace.sum_over_strip(counts)]
         if axis == 1:  # once is enough
-            each = trace.per_block("total", totals, block)
-            outputs.append(trace.sum_over_all(trace.sum_over_strip(each)))
+            outputs.append(trace.sum_over_all(trace.sum_over_strip(totals)))
         lowering = Lowering(
             trace,
-            {block: Place(partial(_block_key, token, axis))},
+            {counts: Place(place, (COUNTS, axis)), totals: Place(place, (TOTALS,))},
             tuple(outputs),
             (grid.shape[axis], grid.shape[1 - axis]),
             f"{'WH'[axis]}-{token}",
             (),
         )
         graph.update(lowering.graph)
-        place = lowering.find(outputs[0])
+        found = lowering.find(outputs[0])
         for i in range(grid.shape[axis]):
             summary.append(_counts_key(token, axis, i, 0))
-            graph[summary[-1]] = (follow, place.key(i, 0), place.path)
+            graph[summary[-1]] = (follow, found.key(i, 0), found.path)
     total = lowering.find(outputs[1]).key(0, 0)
     done = runner.run(graph, [*summary, total])
     (totals_of_all,) = runner.fetch([done.pop(total)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dmf.observed import is_sparse
+from dmf.entries import is_sparse
 
 
 def is_dask(X: Any) -> bool:
@@ -26,11 +26,11 @@ def block_kind(X: Any) -> str:
     return "sparse" if is_sparse(meta_from_array(X)) else "dense"
 
 
-def check_kinds(X: Any, mask: Any | None) -> None:
-    """Refuse a dense mask for a sparse X, and the reverse."""
+def check_kinds(X: Any, mask: Any | None, name: str = "mask") -> None:
+    """Refuse something dense beside a sparse X, and the reverse."""
     if mask is not None and block_kind(mask) != block_kind(X):
         msg = (
-            f"mask is {block_kind(mask)}, but X is {block_kind(X)}; give a mask of X's "
-            "kind, for a sparse X with the weights of the entries that X stores"
+            f"{name} is {block_kind(mask)}, but X is {block_kind(X)}; give a {name} of "
+            "X's kind, for a sparse X one that stores the entries it speaks of"
         )
         raise ValueError(msg)

@@ -1,4 +1,4 @@
-"""The loop: rounds until it's time to stop."""
+"""The loop: rounds of all candidates until the last of them has come to its end."""
 
 from __future__ import annotations
 
@@ -11,39 +11,27 @@ from typing import Any
 import numpy as np
 
 from dmf.engine.data import Data
-from dmf.engine.rounds import Penalties, State, build_rounds
+from dmf.engine.endings import Best, Outcome, Rules, first_explosion, score
+from dmf.engine.rounds import State, build_errors, build_rounds, build_stationarity
 from dmf.engine.runner import ClusterError, Runner, WorkersLost
-from dmf.result import Code, Record, Status
+from dmf.history import Record
+from dmf.objective import Objective
 from dmf.solvers.base import Report, Solver
+from dmf.status import Certificate, Code, Status
 
 # Rounds after which the factors of a fit on a cluster are kept on this side too: what
 # dead workers took along is then computed again from there.
 SNAPSHOT_EVERY = 10
 # How often in a row the same rounds may fail on a cluster that loses workers.
 MAX_LOSSES = 5
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What the loop leaves behind.
-
-    The state's leaves are values, unless X is a Dask array: then they stay where the
-    tasks ran.
-    """
-
-    state: State
-    records: tuple[Record, ...]
-    initial_objective: float
-    status: Status
-
-    @property
-    def objective(self) -> float:
-        return self.records[-1].objective if self.records else self.initial_objective
+# The worse half of the candidates may be dropped after this many rounds, and again
+# whenever the rounds have doubled.
+DROP_AFTER = 10
 
 
 @dataclass
 class Loop:
-    """Runs rounds until the fit has converged, or something else ends it.
+    """Runs rounds until every candidate has converged, or something else ends it.
 
     Parameters
     ----------
@@ -53,13 +41,9 @@ class Loop:
     start : callable
         Makes the state to begin with, from the data and the runner.
     solver : Solver
-    penalties : (for W, for H)
+    objective : Objective
     runner : Runner
-    max_rounds : int
-    tol : float
-        Converged: a round changes the objective by less than this share of it.
-    check_every : int
-        Rounds in one graph.
+    rules : Rules
     watch : callable
         Sees each record; True stops the fit.
     """
@@ -68,31 +52,33 @@ class Loop:
     reload: Callable[[], Data]
     start: Callable[[Data, Runner], State]
     solver: Solver
-    penalties: Penalties
+    objective: Objective
     runner: Runner
-    max_rounds: int
-    tol: float
-    check_every: int
+    rules: Rules
     watch: Callable[[Record], bool]
 
     def __post_init__(self) -> None:
+        count = len(self.objective.sides[0].penalties)
+        self._alive = set(range(count))
+        self._records: list[list[Record]] = [[] for _ in range(count)]
+        self._initial = [math.nan] * count
+        self._best: dict[int, Best] = {}
+        self._outcomes: dict[int, Outcome] = {}
         self._state: State | None = None
-        self._snapshot: State | None = None
-        self._records: list[Record] = []
-        self._initial = math.nan
+        self._snapshot: tuple[State, dict[int, Best]] | None = None
         self._losses = 0
+        self._stopped = False
 
-    def run(self) -> Outcome:
-        """Run, and go on after workers were lost."""
+    def run(self) -> list[Outcome]:
+        """Run, and go on after workers were lost. Return an outcome a candidate."""
         self._began = time.perf_counter()
-        self._target = self.max_rounds
-        self._status = Status("max_rounds", self.max_rounds)
-        while True:
+        while self._alive:
             try:
                 state = self._state or self._begin()
-                if state.round >= self._target:
-                    return self._outcome(state)
-                self._run_batch(state)
+                if state.round >= self.rules.max_rounds:
+                    self._retire(state, dict.fromkeys(state.candidates, "max_rounds"))
+                else:
+                    self._run_batch(state)
             except WorkersLost as error:
                 self._state = None
                 self._losses += 1
@@ -104,101 +90,269 @@ class Loop:
                     )
                     raise ClusterError(msg) from error
             except KeyboardInterrupt:
-                self._state = self._state or self._snapshot
-                if self._state is None or self._status.code == "interrupted":
+                reached = self._state
+                if reached is None and self._snapshot is not None:
+                    reached = self._snapshot[0]
+                if reached is None or self._stopped:
                     raise
-                self._end("interrupted", self._state)
+                self._stopped = True
+                self._state = reached
+                self._retire(reached, dict.fromkeys(self._alive, "interrupted"))
+        return [self._outcomes[k] for k in sorted(self._outcomes)]
 
     def _begin(self) -> State:
         """Return the state to begin with: the start or, after a loss, the snapshot."""
         if self._losses:
             self.data = self.reload()
         if self._snapshot is None:
-            self._state = self.start(self.data, self.runner)
+            self._best = {}
+            state = self.start(self.data, self.runner)
         else:
-            leaves = self.runner.put(list(self._snapshot.leaves.values()))
-            self._state = self._snapshot.restored(leaves, self.data.token)
+            state, best = self._snapshot
+            self._best = dict(best)
+            state = state.restored(self.runner.put(list(state.leaves.values())))
+        self._state = self._only(state, self._alive)
         return self._state
 
     def _run_batch(self, state: State) -> None:
         """Run the rounds up to the next check, and look at what they say."""
-        number = min(self.check_every, self._target - state.round)
-        after, reports = self._advance(state, number)
+        number = min(self.rules.check_every, self.rules.max_rounds - state.round)
+        after, reports, errors = self._advance(state, number)
         self._losses = 0
-        seconds = time.perf_counter() - self._began
-        records = [
-            Record.of_round(state.round + k + 1, W, H, self.data.totals.weight, seconds)
-            for k, (W, H) in enumerate(reports)
-        ]
-        if state.round == 0:
-            W, H = reports[0]
-            self._initial = W.loss_before + W.penalty_before + H.penalty_before
-        finite = [math.isfinite(record.objective) for record in records]
-        if not all(finite):
+        told = self._tell(state, reports, errors)
+        exploded = {
+            k: round
+            for k, records in told.items()
+            if (round := first_explosion(records)) is not None
+        }
+        for k, round in exploded.items():
             # Run the batch again, up to the round before the one that exploded.
-            self._target = state.round + finite.index(False)
-            self._status = Status("diverged", self._target)
+            whole = round - state.round - 1
+            good = state if whole == 0 else self._advance(state, whole)[0]
+            told[k] = told[k][:whole]
+            self._keep_records(k, told[k])
+            self._retire(good, {k: "diverged"})
+        if not self._alive:
             return
-        # Rounds that run again after a loss give the same records again.
-        records = [record for record in records if record.round > len(self._records)]
-        before = self._records[-1].objective if self._records else self._initial
+        after = self._only(after, self._alive)
+        endings: dict[int, Code] = {}
+        news = []
+        for k in self._alive:
+            before = self._records[k][-1].objective if self._records[k] else None
+            fresh = self._keep_records(k, told[k])
+            news += fresh
+            start = self._initial[k] if before is None else before
+            if not self._improves(k, after, told[k][-1]):
+                endings[k] = "early_stopped"
+            if self._converged(fresh, start):
+                endings[k] = "converged"
         # In this order: an interrupt in between leaves records too many, none too few.
-        self._records.extend(records)
         self._state = after
-        if any([self.watch(record) for record in records]):
-            self._end("stopped", after)
-        elif self._status.code == "max_rounds" and self._converged(records, before):
-            self._end("converged", after)
-        elif after.round // SNAPSHOT_EVERY > state.round // SNAPSHOT_EVERY:
-            home = self._bring_home(after)
-            self._snapshot = home if home is not after else None
+        news.sort(key=lambda record: (record.round, record.candidate))
+        if any([self.watch(record) for record in news]):
+            self._stopped = True
+            endings = dict.fromkeys(self._alive, "stopped")
+        self._retire(after, endings)
+        if after.round // SNAPSHOT_EVERY > state.round // SNAPSHOT_EVERY:
+            self._drop_losers(state.round, after.round)
+            self._take_snapshot()
+
+    def _tell(
+        self,
+        state: State,
+        reports: list[tuple[Report, Report]],
+        errors: Any | None,
+    ) -> dict[int, list[Record]]:
+        """Return the records of a batch, for each candidate."""
+        seconds = time.perf_counter() - self._began
+        told: dict[int, list[Record]] = {}
+        for position, candidate in enumerate(state.candidates):
+            one = [
+                (_of_candidate(W, position), _of_candidate(H, position))
+                for W, H in reports
+            ]
+            if state.round == 0:
+                W, H = one[0]
+                initial = W.loss_before + W.penalty_before + H.penalty_before
+                self._initial[candidate] = float(initial) + self.data.constant
+            ranks = tuple(side.ranks[candidate] for side in self.objective.sides)
+            told[candidate] = [
+                Record.of_round(
+                    state.round + k + 1,
+                    W,
+                    H,
+                    weight=self.data.totals.weight,
+                    constant=self.data.constant,
+                    rank=ranks[0],
+                    seconds=seconds,
+                    candidate=candidate,
+                )
+                for k, (W, H) in enumerate(one)
+            ]
+            if errors is not None:
+                squares, absolutes = errors[position] / self.data.totals.held_out
+                told[candidate][-1] = replace(
+                    told[candidate][-1],
+                    validation_rmse=math.sqrt(squares),
+                    validation_mae=float(absolutes),
+                )
+        return told
+
+    def _keep_records(self, candidate: int, records: list[Record]) -> list[Record]:
+        """Append the records that are new, and return them.
+
+        Rounds that run again after a loss give the same records again.
+        """
+        kept = self._records[candidate]
+        fresh = [record for record in records if record.round > len(kept)]
+        kept.extend(fresh)
+        return fresh
 
     def _advance(
         self, state: State, number: int
-    ) -> tuple[State, list[tuple[Report, Report]]]:
+    ) -> tuple[State, list[tuple[Report, Report]], Any | None]:
+        """Run rounds; return where they end, their reports, and the held-out errors."""
+        positions = list(state.candidates)
+        objective = self.objective.select(positions)
         graph, after, reports = build_rounds(
-            self.data, state, self.solver, self.penalties, number
+            self.data, state, self.solver, objective, number
         )
-        kept = {key for keys in (*after.current, *after.previous) for key in keys}
         wanted = [key for pair in reports for key in pair]
-        leaves = self.runner.run(graph, [*kept, *wanted])
+        if self.data.totals.held_out > 0:
+            tasks, key = build_errors(self.data, after)
+            graph.update(tasks)
+            wanted.append(key)
+        new = [key for key in after.keys if key not in state.leaves]
+        leaves = self.runner.run(graph, [*new, *wanted])
         told = self.runner.fetch([leaves.pop(key) for key in wanted])
+        errors = told.pop() if self.data.totals.held_out > 0 else None
         pairs = list(zip(told[::2], told[1::2], strict=True))
-        return replace(after, leaves=leaves), pairs
+        found = {k: leaves[k] if k in leaves else state.leaves[k] for k in after.keys}
+        return replace(after, leaves=found), pairs, errors
+
+    def _improves(self, candidate: int, state: State, record: Record) -> bool:
+        """Note the best factors so far; return False when patience is at its end."""
+        if math.isnan(record.validation_rmse):
+            return True
+        best = self._best.get(candidate)
+        if best is None or record.validation_rmse < best.rmse:
+            self._best[candidate] = Best(record.validation_rmse, state)
+            return True
+        # The best factors are no longer those of the stack: keep them alone.
+        alone = self._only(best.state, {candidate})
+        self._best[candidate] = Best(best.rmse, alone, best.checks + 1)
+        return best.checks + 1 < self.rules.patience
 
     def _converged(self, records: list[Record], before: float) -> bool:
         # Below a few times the rounding of X there is nothing to gain any more.
         epsilon = float(np.finfo(self.data.dtype).eps)
-        floor = 10 * epsilon * math.sqrt(self.data.totals.mean_square)
+        noise = 10 * epsilon if self.data.masked else epsilon**0.5
+        floor = noise * math.sqrt(self.data.totals.mean_square)
         for record in records:
             change = abs(before - record.objective)
-            small = change < self.tol * record.objective or record.rmse <= floor
-            if small and self.tol > 0:
+            small = change < self.rules.tol * record.objective or record.rmse <= floor
+            if small and self.rules.tol > 0:
                 return True
             before = record.objective
         return False
 
-    def _end(self, code: Code, state: State) -> None:
-        """Let the loop end with the rounds that are done."""
-        self._target = state.round
-        self._status = Status(code, state.round, self.tol)
+    def _drop_losers(self, before: int, after: int) -> None:
+        """Drop the worse half of each group, after 10, 20, 40, … rounds."""
+        milestones = (DROP_AFTER * 2**k for k in range(32))
+        if self.rules.groups is None or not any(
+            before < milestone <= after for milestone in milestones
+        ):
+            return
+        losers = []
+        for group in sorted(set(self.rules.groups)):
+            members = [k for k in self._alive if self.rules.groups[k] == group]
+            members.sort(key=lambda k: (score(self._records[k][-1]), k))
+            losers += members[(len(members) + 1) // 2 :]
+        assert self._state is not None
+        self._retire(self._state, dict.fromkeys(losers, "dropped"))
 
-    def _outcome(self, state: State) -> Outcome:
-        return Outcome(
-            self._bring_home(state),
-            tuple(self._records[: state.round]),
-            self._initial,
-            self._status,
+    def _retire(self, state: State, endings: dict[int, Code]) -> None:
+        """Let candidates end with the factors of a state, or with their best ones."""
+        for k, code in endings.items():
+            kept = state
+            if k in self._best and code != "diverged":
+                kept = self._best[k].state
+            status = Status(
+                code,
+                state.round,
+                tol=self.rules.tol,
+                patience=self.rules.patience,
+                factors_of=kept.round,
+            )
+            home, certificate = None, None
+            if code != "dropped":
+                alone = self._only(kept, {k})
+                if code not in ("diverged", "interrupted"):
+                    certificate = self._certify(alone, k)
+                home = self._bring_home(alone)
+            self._outcomes[k] = Outcome(
+                k,
+                home,
+                tuple(self._records[k][: state.round]),
+                self._initial[k],
+                status,
+                certificate,
+            )
+            self._alive.discard(k)
+            self._best.pop(k, None)
+        if endings and self._alive and self._state is not None:
+            self._state = self._only(self._state, self._alive)
+
+    def _certify(self, state: State, candidate: int) -> Certificate:
+        """Measure how stationary the factors of a candidate are."""
+        objective = self.objective.select([candidate])
+        if state.home:
+            state = state.restored(self.runner.put(list(state.leaves.values())))
+        graph, keys = build_stationarity(self.data, objective, state)
+        leaves = self.runner.run(graph, keys)
+        W, H = self.runner.fetch([leaves[key] for key in keys])
+        records = self._records[candidate]
+        return Certificate(
+            objective=float(W.loss[0] + W.penalty[0] + H.penalty[0])
+            + self.data.constant,
+            gradient_norm_W=math.sqrt(W.gradient[0]),
+            gradient_norm_H=math.sqrt(H.gradient[0]),
+            start_W=records[0].gradient_norm_W if records else math.nan,
+            start_H=records[0].gradient_norm_H if records else math.nan,
         )
 
-    def _bring_home(self, state: State) -> State:
-        """Return a state that no worker can take along; the same one if it's safe.
+    def _only(self, state: State, candidates: set[int]) -> State:
+        positions = [k for k, c in enumerate(state.candidates) if c in candidates]
+        return state.select(positions, self.runner)
+
+    def _take_snapshot(self) -> None:
+        """Keep what no worker can take along, if there is need."""
+        if self._state is None or not self._alive or not self._at_risk:
+            return
+        best = {
+            k: replace(b, state=self._bring_home(self._only(b.state, {k})))
+            for k, b in self._best.items()
+        }
+        self._snapshot = (self._bring_home(self._state), best)
+
+    @property
+    def _at_risk(self) -> bool:
+        """Whether factors on a cluster could be lost for good.
 
         Dask can compute again whatever stems from a Dask array, so that such a state
         may stay on the cluster, however large it is. X from this process can't be
         computed again, but then its factors have their room here too.
         """
-        if not self.runner.remote or self.data.recomputable:
+        return self.runner.remote and not self.data.recomputable
+
+    def _bring_home(self, state: State) -> State:
+        """Return a state that no worker can take along; the same one if it's safe."""
+        if not self._at_risk or state.home:
             return state
         values: list[Any] = self.runner.fetch(list(state.leaves.values()))
-        return replace(state, leaves=dict(zip(state.leaves, values, strict=True)))
+        leaves = dict(zip(state.leaves, values, strict=True))
+        return replace(state, leaves=leaves, home=True)
+
+
+def _of_candidate(report: Report, position: int) -> Report:
+    return Report(*(float(part[position]) for part in report))

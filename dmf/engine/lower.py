@@ -16,7 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from dmf.engine.trace import Operation, Trace, Value, add_up, follow
+from dmf.engine.trace import (
+    Operation,
+    Trace,
+    Value,
+    add_up,
+    edges_of,
+    follow,
+    halo_of,
+)
 
 Key = Hashable
 Graph = dict[Key, Any]
@@ -80,6 +88,8 @@ class Lowering:
         Ends the tasks' names, which people read on a dashboard: "update-W-1f3c".
     prefix : tuple
         Makes the keys different from those of other rounds.
+    bounds : tuple of int
+        Of the strips; needed where they look at their neighbours.
 
     Attributes
     ----------
@@ -95,11 +105,13 @@ class Lowering:
         shape: tuple[int, int],
         label: str,
         prefix: tuple[Hashable, ...],
+        bounds: tuple[int, ...] = (),
     ) -> None:
         self.graph: Graph = {}
         self._strips, self._blocks = shape
         self._label = label
         self._prefix = prefix
+        self._bounds = bounds
         self._found = {value.number: place for value, place in inputs.items()}
         for stage in _stages(trace.operations, fused=self._blocks == 1):
             later = {v.number for v in outputs}
@@ -110,6 +122,8 @@ class Lowering:
             }
             if stage[-1].result.place == "all":
                 self._add_total(stage[-1])
+            elif stage[-1].reach:
+                self._add_halos(stage[-1])
             else:
                 self._add_stage(stage, later)
 
@@ -120,6 +134,7 @@ class Lowering:
 
     def _add_stage(self, stage: list[Operation], later: set[int]) -> None:
         """Add one task for each strip or block that does all of a stage."""
+        place = stage[-1].result.place
         own = [op.result.number for op in stage]
         # An operand from outside the stage is an argument of its tasks: one value, or,
         # for a sum over several blocks, the list of theirs.
@@ -136,9 +151,10 @@ class Lowering:
         function = Stage(steps, tuple(slots[number, None] for number in results))
 
         head = self._head(stage[-1])
-        per_block = stage[-1].result.place == "block" and self._blocks > 1
-        for i in range(self._strips):
-            for j in range(self._blocks if per_block else 1):
+        per_block = place == "block" and self._blocks > 1
+        strips = 1 if place == "fixed" else self._strips
+        for i in range(strips):
+            for j in range(self._blocks if per_block or place == "fixed" else 1):
                 found = [
                     self._found[number].key(i, j)
                     if path is None
@@ -147,7 +163,14 @@ class Lowering:
                 ]
                 self.graph[*head, i, j] = (function, *found)
         for k, number in enumerate(results):
-            key = partial(_block_key, head) if per_block else partial(_strip_key, head)
+            key = partial(
+                _fixed_key
+                if place == "fixed"
+                else _block_key
+                if per_block
+                else _strip_key,
+                head,
+            )
             self._found[number] = Place(key, (k,) if len(results) > 1 else ())
 
     def _add_total(self, op: Operation) -> None:
@@ -155,7 +178,10 @@ class Lowering:
         head = self._head(op)
         place = self.find(op.operands[0])
         path = place.path
-        keys = [place.key(i, 0) for i in range(self._strips)]
+        if op.operands[0].place == "fixed":
+            keys = [place.key(0, j) for j in range(self._blocks)]
+        else:
+            keys = [place.key(i, 0) for i in range(self._strips)]
         if path and len(keys) > 1:
             # Only what is summed shall travel, not all that the strip's task returns.
             for i, key in enumerate(keys):
@@ -164,6 +190,26 @@ class Lowering:
             path = ()
         self.graph[head] = (add_up, self._tree(keys, (), head), path)
         self._found[op.result.number] = Place(partial(_one_key, head))
+
+    def _add_halos(self, op: Operation) -> None:
+        """Add the tasks that bring each strip the edges of its neighbours.
+
+        Edges are tasks of their own, so that nothing but a few rows travels.
+        """
+        head = self._head(op)
+        place = self.find(op.operands[0])
+        edges: list[Key | None] = [None]
+        for i in range(self._strips if self._strips > 1 else 0):
+            edges.append((*head, "edge", i))
+            self.graph[edges[-1]] = (edges_of, place.key(i, 0), place.path, op.reach)
+        edges.append(None)
+        for i in range(self._strips):
+            before, after = (
+                (edges[i], edges[i + 2]) if self._strips > 1 else (None, None)
+            )
+            where = (self._bounds[i], self._bounds[-1])
+            self.graph[*head, i, 0] = (halo_of, before, after, *where)
+        self._found[op.result.number] = Place(partial(_strip_key, head))
 
     def _step(
         self, op: Operation, slots: dict[Argument, int], own: list[int]
@@ -223,8 +269,12 @@ def _stages(operations: list[Operation], fused: bool) -> Iterator[list[Operation
     """
 
     def place(op: Operation) -> tuple[str, int]:
+        if op.reach:
+            return "edges", op.result.number
         if op.result.place == "all":
             return "all", op.result.number  # each total is a tree of its own
+        if op.result.place == "fixed":
+            return "fixed", 0
         return ("strip" if fused else op.result.place), 0
 
     for _, stage in groupby(operations, key=place):
@@ -242,6 +292,10 @@ def _block_key(head: tuple[Hashable, ...], i: int, j: int) -> Key:
 
 def _strip_key(head: tuple[Hashable, ...], i: int, j: int) -> Key:
     return (*head, i, 0)
+
+
+def _fixed_key(head: tuple[Hashable, ...], i: int, j: int) -> Key:
+    return (*head, 0, j)
 
 
 def _one_key(head: tuple[Hashable, ...], i: int, j: int) -> Key:

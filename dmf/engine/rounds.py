@@ -2,101 +2,169 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from dmf.engine.chunks import in_chunks
 from dmf.engine.data import Data
 from dmf.engine.lower import Graph, Key, Lowering, Place
 from dmf.engine.runner import Leaf, Runner
-from dmf.engine.trace import HalfTrace
-from dmf.init import random_strip
-from dmf.penalties import Penalty
-from dmf.solvers.base import Solver
+from dmf.engine.trace import HalfTrace, Trace
+from dmf.init import Start
+from dmf.objective import Objective, Side
+from dmf.solvers.base import Moved, Report, Solver
+from dmf.solvers.certificate import stationarity
+from dmf.solvers.level import lift
 
-Penalties = tuple[Penalty, Penalty]
 Strips = tuple[Key, ...]  # the keys of a factor's strips
 
 
 @dataclass(frozen=True)
 class State:
-    """The factors of a start after a round, strip by strip, where the tasks run.
+    """The factors of the candidates after a round, strip by strip, where tasks run.
 
-    A strip is stored as the solver's last task returned it: a tuple whose first item
-    is the strip of the factor. `current` and `previous` hold the strips' keys for W
-    and for H; the previous factor is what the last move is measured from.
+    Attributes
+    ----------
+    round : int
+    candidates : tuple of int
+        Which of the fit's candidates are in the stack, in its order.
+    strips : (keys for W, keys for H)
+        Each strip is stored as `Moved`.
+    centres : (key for W, key for H)
+        What the offsets of each factor are pulled towards, shape (K,).
+    stack : str
+        Names the stack, so that tasks on different ones have different keys.
+    leaves : dict
+    home : bool
+        Whether the leaves are values on this side of a cluster.
     """
 
-    start: int
     round: int
-    current: tuple[Strips, Strips]
-    previous: tuple[Strips, Strips]
+    candidates: tuple[int, ...]
+    strips: tuple[Strips, Strips]
+    centres: tuple[Key, Key]
+    stack: str
     leaves: dict[Key, Leaf] = field(repr=False)
+    home: bool = False
 
-    def restored(self, leaves: list[Leaf], token: str) -> State:
+    @property
+    def keys(self) -> list[Key]:
+        return list(dict.fromkeys([*self.strips[0], *self.strips[1], *self.centres]))
+
+    def restored(self, leaves: list[Leaf]) -> State:
         """Return the same state under new keys: the scheduler may remember the old."""
-        names = {
-            key: (f"restored-{token}", self.start, k)
-            for k, key in enumerate(self.leaves)
+        stack = _new_stack()
+        names: dict[Key, Key] = {
+            key: (f"restored-{stack}", k) for k, key in enumerate(self.leaves)
         }
-
-        def renamed(factors: tuple[Strips, Strips]) -> tuple[Strips, Strips]:
-            W, H = (tuple(names[key] for key in strips) for strips in factors)
-            return W, H
-
-        return State(
-            self.start,
-            self.round,
-            renamed(self.current),
-            renamed(self.previous),
-            dict(zip(names.values(), leaves, strict=True)),
+        W, H = (tuple(names[key] for key in strips) for strips in self.strips)
+        return replace(
+            self,
+            strips=(W, H),
+            centres=(names[self.centres[0]], names[self.centres[1]]),
+            stack=stack,
+            home=False,
+            leaves=dict(zip(names.values(), leaves, strict=True)),
         )
 
-    def strips(self, axis: int) -> list[Leaf]:
-        return [self.leaves[key] for key in self.current[axis]]
+    def select(self, positions: Sequence[int], runner: Runner) -> State:
+        """Return the state of some of the candidates alone."""
+        candidates = tuple(self.candidates[k] for k in positions)
+        if candidates == self.candidates:
+            return self
+        picked: list[Key] = [
+            (f"select-{_new_stack()}", k) for k in range(len(self.leaves))
+        ]
+        graph: Graph = dict(self.leaves)
+        for name, key in zip(picked, self.leaves, strict=True):
+            graph[name] = (_select, key, list(positions))
+        leaves = runner.run(graph, picked)
+        chosen = replace(self, candidates=candidates)
+        return chosen.restored([leaves[name] for name in picked])
+
+
+def _new_stack() -> str:
+    return uuid.uuid4().hex[:6]
+
+
+def _select(value: Any, positions: list[int]) -> Any:
+    """Return the chosen candidates of a strip, or of numbers of shape (K,)."""
+    if isinstance(value, Moved):
+        memory = value.memory
+        if memory is not None:
+            parts = [part[:, positions] for part in memory]
+            memory = (
+                type(memory)(*parts) if hasattr(memory, "_fields") else tuple(parts)
+            )
+        return Moved(value.factor[:, positions, :], memory, None)
+    return value[positions]
 
 
 def start_state(
-    data: Data, runner: Runner, *, rank: int, seed: int, start: int, scale: float
+    data: Data, runner: Runner, *, start: Start, objective: Objective
 ) -> State:
-    """Return random factors; rows and columns without observed entries are 0."""
+    """Return the factors to begin with.
+
+    What isn't observed at all begins at 0: the least that any penalty allows, and what
+    no gradient will ever move.
+    """
     graph: Graph = dict(data.leaves)
-    keys: list[Strips] = []
-    for axis in (0, 1):
-        counts = data.counts(axis)
+    strips: list[Strips] = []
+    centres: list[Key] = []
+    candidates = tuple(range(len(objective.sides[0].penalties)))
+    for axis, side in enumerate(objective.sides):
         name = f"start-{'WH'[axis]}-{data.token}"
-        strips = []
-        for i in range(data.grid.shape[axis]):
-            key = (name, start, i)
-            rows = data.grid.strip(axis, i)
-            draw = partial(
-                random_strip, seed, start, axis, rows, rank, scale, data.dtype
+        rows = [data.grid.strip(axis, i) for i in range(data.grid.shape[axis])]
+        given = start.given(axis)
+        if given is not None:
+            lengths = tuple(len(r) for r in rows)
+            given = in_chunks(given, (lengths, (given.shape[1],)), runner)
+            graph.update(given.__dask_graph__())
+        keys: list[Key] = []
+        for i, r in enumerate(rows):
+            begin = partial(
+                _begin, start=start, axis=axis, rows=r, side=side, dtype=data.dtype
             )
-            graph[key] = (_start_strip, draw, counts.key(i, 0))
-            strips.append(key)
-        keys.append(tuple(strips))
-    current = (keys[0], keys[1])
-    leaves = runner.run(graph, [*keys[0], *keys[1]])
-    return State(start, 0, current, current, leaves)
+            counts = data.counts(axis).key(i, 0)
+            own = None if given is None else given.__dask_keys__()[i][0]
+            keys.append((name, i))
+            graph[name, i] = (begin, counts, own)
+        strips.append(tuple(keys))
+        centres.append((f"centre-{'WH'[axis]}-{data.token}", 0))
+        graph[centres[-1]] = (np.full, len(candidates), start.level(axis))
+    state = State(
+        0,
+        candidates,
+        (strips[0], strips[1]),
+        (centres[0], centres[1]),
+        _new_stack(),
+        {},
+    )
+    return replace(state, leaves=runner.run(graph, state.keys))
 
 
-def _start_strip(draw: Callable[[], Any], counts: Any) -> tuple[Any, None]:
-    strip = draw()
-    # The least that any penalty allows, and what no gradient will ever move.
-    strip[counts == 0] = 0
-    return strip, None
-
-
-def zero_strip(length: int, rank: int, dtype: Any) -> tuple[Any, None]:
-    """Return a strip of zeros, as a half-step expects it."""
-    return np.zeros((length, rank), dtype=dtype), None
+def _begin(
+    counts: Any,
+    given: Any | None,
+    *,
+    start: Start,
+    axis: int,
+    rows: range,
+    side: Side,
+    dtype: Any,
+) -> Moved:
+    strip = start.strip(axis, rows, side, given, dtype)
+    strip[counts == 0, :, : side.rank] = 0
+    return Moved(strip, None, None)
 
 
 def build_rounds(
-    data: Data, state: State, solver: Solver, penalties: Penalties, number: int
+    data: Data, state: State, solver: Solver, objective: Objective, number: int
 ) -> tuple[Graph, State, list[tuple[Key, Key]]]:
     """Return the tasks of the next rounds; nothing is computed.
 
@@ -106,7 +174,7 @@ def build_rounds(
     state : State
         Where the rounds begin.
     solver : Solver
-    penalties : (for W, for H)
+    objective : Objective
     number : int
         How many rounds.
 
@@ -120,47 +188,36 @@ def build_rounds(
         The sums of the half-steps' reports, for each round.
     """
     graph: Graph = {**data.leaves, **state.leaves}
-    current, previous = list(state.current), list(state.previous)
     reports = []
-    for round in range(state.round + 1, state.round + number + 1):
+    for _ in range(number):
+        round = state.round + 1
         totals = []
         for axis in (0, 1):
-            tasks, moved, total = build_half(
-                data,
-                solver,
-                penalties[axis],
-                axis=axis,
-                moving=current[axis],
-                previous=previous[axis],
-                fixed=current[1 - axis],
-                round=round,
-                start=state.start,
-            )
+            tasks, moved, total = build_half(data, solver, objective, state, axis)
             graph.update(tasks)
-            previous[axis], current[axis] = current[axis], moved
+            strips, centres = list(state.strips), list(state.centres)
+            strips[axis] = moved
+            if objective.sides[axis].offset is not None:
+                centres[axis] = (
+                    f"centre-{'WH'[axis]}-{data.token}",
+                    state.stack,
+                    round,
+                )
+                graph[centres[axis]] = (_centre, total)
             totals.append(total)
+            state = replace(
+                state,
+                strips=(strips[0], strips[1]),
+                centres=(centres[0], centres[1]),
+                leaves={},
+            )
+        state = replace(state, round=round)
         reports.append((totals[0], totals[1]))
-    after = State(
-        state.start,
-        state.round + number,
-        (current[0], current[1]),
-        (previous[0], previous[1]),
-        {},
-    )
-    return graph, after, reports
+    return graph, state, reports
 
 
 def build_half(
-    data: Data,
-    solver: Solver,
-    penalty: Penalty,
-    *,
-    axis: int,
-    moving: Strips,
-    previous: Strips,
-    fixed: Strips,
-    round: int,
-    start: int,
+    data: Data, solver: Solver, objective: Objective, state: State, axis: int
 ) -> tuple[Graph, Strips, Key]:
     """Return the tasks of a half-step, the keys of the moved strips, and the report's.
 
@@ -168,36 +225,100 @@ def build_half(
     ----------
     data : Data
     solver : Solver
-    penalty : Penalty
-        On the moving factor.
+    objective : Objective
+    state : State
+        The factors before it.
     axis : {0, 1}
         0 when W moves, 1 when H moves.
-    moving, previous, fixed : tuple of keys
-        The strips of the moving factor, now and before its last move, and of the other.
-    round, start : int
-        Make the tasks' keys different from those of other rounds and restarts.
     """
-    half = HalfTrace(axis, data.kernels, penalty, round)
+    half = _half_trace(data, objective, state, axis)
+    inputs = _inputs(half, data, state)
+    if "tied" in half.side.roles:
+        lift(half, data.totals.weight)
     updated = solver.half_step(half)
-    total = half.sum_over_all(updated[1])
-    strips, blocks = data.grid.shape[axis], data.grid.shape[1 - axis]
-    lowering = Lowering(
-        half,
-        inputs={
-            half.block: data.block(axis),
-            half.counts: data.counts(axis),
-            half.moving: Place(partial(_own, moving), (0,)),
-            half.previous: Place(partial(_own, previous), (0,)),
-            half.fixed: Place(partial(_other, fixed), (0,)),
-        },
-        outputs=(updated, total),
-        shape=(strips, blocks),
-        label=f"{'WH'[axis]}-{data.token}",
-        prefix=(start, round),
-    )
+    total = half.sum_over_all(updated[Moved._fields.index("report")])
+    lowering = _lower(half, data, inputs, (updated, total), state)
     place = lowering.find(updated)
-    moved = tuple(place.key(i, 0) for i in range(strips))
+    moved = tuple(place.key(i, 0) for i in range(len(state.strips[axis])))
     return lowering.graph, moved, lowering.find(total).key(0, 0)
+
+
+def build_stationarity(
+    data: Data, objective: Objective, state: State
+) -> tuple[Graph, list[Key]]:
+    """Return the tasks that measure how stationary the factors are, for W and H."""
+    graph: Graph = {**data.leaves, **state.leaves}
+    keys = []
+    for axis in (0, 1):
+        half = _half_trace(data, objective, state, axis)
+        inputs = _inputs(half, data, state)
+        total = half.sum_over_all(stationarity(half))
+        lowering = _lower(half, data, inputs, (total,), state)
+        graph.update(lowering.graph)
+        keys.append(lowering.find(total).key(0, 0))
+    return graph, keys
+
+
+def build_errors(data: Data, state: State) -> tuple[Graph, Key]:
+    """Return the tasks that sum the errors on the held-out entries, (K, 2)."""
+    trace = Trace()
+    held, W, H = trace.input("block"), trace.input("strip"), trace.input("block")
+    each = trace.per_block("validate", data.kernels.errors, held, W, H)
+    total = trace.sum_over_all(trace.sum_over_strip(each))
+    inputs = {
+        held: data.held_out(),
+        W: Place(partial(_own, state.strips[0]), (FACTOR,)),
+        H: Place(partial(_other, state.strips[1]), (FACTOR,)),
+    }
+    shape = data.grid.shape
+    prefix = (state.stack, state.round)
+    label = f"WH-{data.token}"
+    lowering = Lowering(trace, inputs, (total,), shape, label, prefix)
+    return lowering.graph, lowering.find(total).key(0, 0)
+
+
+FACTOR, MEMORY = (Moved._fields.index(name) for name in ("factor", "memory"))
+
+
+def _half_trace(data: Data, objective: Objective, state: State, axis: int) -> HalfTrace:
+    return HalfTrace(
+        axis,
+        data.kernels,
+        objective.sides[axis],
+        unobserved=data.gram_weight,
+        masked=data.masked,
+        fixed_rows=data.shape[1 - axis],
+        round=state.round + 1,
+    )
+
+
+def _inputs(half: HalfTrace, data: Data, state: State) -> dict[Any, Place]:
+    axis = half.axis
+    moving, fixed = state.strips[axis], state.strips[1 - axis]
+    return {
+        half.block: data.block(axis),
+        half.counts: data.counts(axis),
+        half.moving: Place(partial(_own, moving), (FACTOR,)),
+        half.memory: Place(partial(_own, moving), (MEMORY,)),
+        half.fixed: Place(partial(_other, fixed), (FACTOR,)),
+        half.fixed_strip: Place(partial(_other, fixed), (FACTOR,)),
+        half.centre: Place(partial(_one, state.centres[axis])),
+    }
+
+
+def _lower(
+    half: HalfTrace,
+    data: Data,
+    inputs: dict[Any, Place],
+    outputs: tuple[Any, ...],
+    state: State,
+) -> Lowering:
+    P, Q = data.grid.shape
+    shape = (Q, P) if half.axis else (P, Q)
+    label = f"{'WH'[half.axis]}-{data.token}"
+    prefix = (state.stack, half.round)
+    bounds = data.grid.column_bounds if half.axis else data.grid.row_bounds
+    return Lowering(half, inputs, outputs, shape, label, prefix, bounds)
 
 
 def _own(keys: Strips, strip: int, other: int) -> Key:
@@ -206,3 +327,13 @@ def _own(keys: Strips, strip: int, other: int) -> Key:
 
 def _other(keys: Strips, strip: int, other: int) -> Key:
     return keys[other]
+
+
+def _one(key: Key, strip: int, other: int) -> Key:
+    return key
+
+
+def _centre(total: Report) -> Any:
+    """Return the mean of the offsets, which makes their penalty least."""
+    weight = np.asarray(total.offset_weight)
+    return np.asarray(total.offset) / np.where(weight > 0, weight, 1.0)

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, Literal
 
-from dmf.penalties import Penalty
+from dmf.objective import Side
+from dmf.solvers.base import Halo
 
-# Where an operation happens: once a block, once a strip of the moving factor, or once.
-# "fixed" marks the fixed factor's strips, which are inputs only.
+# Where an operation happens: once a block, once a strip of the moving factor, once a
+# strip of the fixed factor, or once.
 Place = Literal["block", "strip", "fixed", "all"]
 
 
@@ -31,13 +32,18 @@ class Value:
 
 @dataclass(frozen=True)
 class Operation:
-    """One line of a trace. `sums` says whether it adds up its operand's instances."""
+    """One line of a trace.
+
+    `sums` says whether it adds up its operand's instances; `reach`, above 0, that it
+    looks at so many rows of the neighbouring strips.
+    """
 
     result: Value
     name: str
     function: Callable[..., Any]
     operands: tuple[Value, ...]
     sums: bool = False
+    reach: int = 0
 
 
 @dataclass
@@ -63,13 +69,23 @@ class Trace:
         """Apply a function in every strip of the moving factor."""
         return self._record("strip", name, function, operands)
 
+    def per_fixed(
+        self, name: str, function: Callable[..., Any], *operands: Value
+    ) -> Value:
+        """Apply a function in every strip of the fixed factor."""
+        return self._record("fixed", name, function, operands)
+
     def sum_over_strip(self, value: Value) -> Value:
         """Add up the blocks of each strip, in a tree."""
         return self._record("strip", "sum", add_up, (value,), sums=True)
 
     def sum_over_all(self, value: Value) -> Value:
-        """Add up all strips, in a tree."""
+        """Add up all strips, of the moving or of the fixed factor, in a tree."""
         return self._record("all", "sum-all", add_up, (value,), sums=True)
+
+    def neighbours(self, value: Value, reach: int) -> Value:
+        """Give each strip the rows of its neighbours that border on it, as a `Halo`."""
+        return self._record("strip", "edges", Halo, (value,), reach=reach)
 
     def _record(
         self,
@@ -78,9 +94,10 @@ class Trace:
         function: Callable[..., Any],
         operands: tuple[Value, ...],
         sums: bool = False,
+        reach: int = 0,
     ) -> Value:
         result = Value(place, len(self.operations))
-        self.operations.append(Operation(result, name, function, operands, sums))
+        self.operations.append(Operation(result, name, function, operands, sums, reach))
         return result
 
 
@@ -88,18 +105,31 @@ class HalfTrace(Trace):
     """A trace with the inputs that a half-step of a solver starts from."""
 
     def __init__(
-        self, axis: int, kernels: ModuleType, penalty: Penalty, round: int
+        self,
+        axis: int,
+        kernels: ModuleType,
+        side: Side,
+        *,
+        unobserved: float,
+        masked: bool,
+        fixed_rows: int,
+        round: int,
     ) -> None:
         super().__init__()
         self.axis = axis
         self.kernels = kernels
-        self.penalty = penalty
+        self.side = side
+        self.unobserved = unobserved
+        self.masked = masked
+        self.fixed_rows = fixed_rows
         self.round = round
         self.block = self.input("block")
+        self.fixed = self.input("block")
+        self.fixed_strip = self.input("fixed")
         self.moving = self.input("strip")
-        self.previous = self.input("strip")
-        self.fixed = self.input("fixed")
+        self.memory = self.input("strip")
         self.counts = self.input("strip")
+        self.centre = self.input("all")
 
 
 def add_up(parts: list[Any], path: tuple[int, ...] = ()) -> Any:
@@ -125,3 +155,22 @@ def follow(value: Any, path: tuple[int, ...]) -> Any:
 def _add_in_place(total: Any, part: Any) -> Any:
     total += part
     return total
+
+
+def edges_of(value: Any, path: tuple[int, ...], reach: int) -> tuple[Any, Any]:
+    """Return the first and the last rows of a strip: of an array or a tuple of them."""
+    value = follow(value, path)
+    if isinstance(value, tuple):
+        pairs = [edges_of(part, (), reach) for part in value]
+        return tuple(first for first, _ in pairs), tuple(last for _, last in pairs)
+    return value[:reach], value[-reach:]
+
+
+def halo_of(before: Any, after: Any, start: int, total: int) -> Halo:
+    """Return a strip's halo from the edges of its neighbours; None: there is none."""
+    return Halo(
+        None if before is None else before[1],
+        None if after is None else after[0],
+        start,
+        total,
+    )

@@ -18,6 +18,7 @@ import numpy as np
 
 from dmf.engine.kinds import is_dask
 from dmf.engine.runner import choose_runner
+from dmf.entries import is_sparse
 from dmf.io.places import (
     PathLike,
     check_free,
@@ -27,7 +28,6 @@ from dmf.io.places import (
     peek,
     published,
 )
-from dmf.observed import is_sparse
 from dmf.validation import check_matrix
 
 Array = Any

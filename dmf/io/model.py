@@ -1,4 +1,4 @@
-"""Models on disk: a Zarr group with the arrays W and H, and JSON for all the rest.
+"""Models on disk: a Zarr group with the factors and offsets, and JSON for the rest.
 
 Nothing is pickled. Penalties, solvers and steps are written by the name of their class
 and by their fields, and only the classes listed here are ever made again.
@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 import numbers
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any, get_args
 
 import numpy as np
 
 from dmf.engine.kinds import is_dask
+from dmf.history import History
+from dmf.io.labels import describe_labels, rebuild_labels
 from dmf.io.matrices import write_zarr
 from dmf.io.places import (
     PathLike,
@@ -25,8 +27,9 @@ from dmf.io.places import (
     peek,
     published,
 )
-from dmf.penalties import Ridge
-from dmf.result import Code, Factorization, History, Status
+from dmf.offsets import COLUMNS
+from dmf.penalties import Lasso, NonNegative, Ridge, Smooth, Sum
+from dmf.result import Factorization
 from dmf.solvers import (
     AlternatingLeastSquares,
     Constant,
@@ -36,26 +39,34 @@ from dmf.solvers import (
     NormalizedGradient,
     Plane,
 )
+from dmf.status import Certificate, Code, Status
 
 Array = Any
 
 FORMAT = "dmf-model"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 # What a model can be made of. A new solver, step or penalty is one more entry.
 KNOWN = {
     kind.__name__: kind
     for kind in (
         AlternatingLeastSquares,
+        Certificate,
         Constant,
         Decay,
         Exact,
         GradientDescent,
+        Lasso,
+        NonNegative,
         NormalizedGradient,
         Plane,
         Ridge,
+        Smooth,
+        Sum,
     )
 }
+# The arrays of a model, and how many axes they have.
+ARRAYS = {"W": 2, "H": 2, "row_offsets": 1, "column_offsets": 1}
 # JSON has no numbers for these; strings do for Zarr's own metadata as well.
 NOT_FINITE = ("NaN", "Infinity", "-Infinity")
 
@@ -186,9 +197,12 @@ def _write(
     from zarr.codecs import Crc32cCodec
 
     group = zarr.create_group(place, zarr_format=3, overwrite=overwrite)
-    for name, factor in (("W", factorization.W), ("H", factorization.H)):
+    for name in ARRAYS:
+        array = getattr(factorization, name)
+        if array is None:
+            continue
         write_zarr(
-            factor,
+            array,
             f"{place}/{name}",
             # Factors hardly compress; a checksum tells when one has been damaged.
             compressors=Crc32cCodec(),
@@ -213,15 +227,17 @@ def _describe(factorization: Factorization) -> dict[str, Any]:
             "lazy": is_dask(f.W),
             "history": f.history.to_dict(),
             "initial_objective": f.history.initial_objective,
-            "status": {
-                "code": f.status.code,
-                "round": f.status.round,
-                "tol": f.status.tol,
-            },
+            "status": asdict(f.status),
             "penalty": {"W": penalty_W, "H": penalty_H},
             "solver": f.solver,
             "seed": f.seed,
             "objectives": f.objectives,
+            "offsets": f.offsets,
+            "offset": f.offset,
+            "offset_penalty": f.offset_penalty,
+            "unobserved_weight": f.unobserved_weight,
+            "certificate": f.certificate,
+            "labels": None if f.labels is None else describe_labels(f.labels),
         }
     )
     return described
@@ -232,13 +248,18 @@ def _rebuild(group: Any, attributes: dict[str, Any]) -> Factorization:
     if read["status"]["code"] not in get_args(Code):
         msg = f"its status {read['status']['code']!r} isn't known"
         raise ValueError(msg)
-    W, H = (_factor(group, name, read["lazy"]) for name in ("W", "H"))
-    if W.shape[1] != H.shape[0]:
-        msg = f"W has shape {W.shape}, but H has shape {H.shape}"
-        raise ValueError(msg)
+    rows, columns = COLUMNS[read.get("offsets", "none")]
+    names = ["W", "H"]
+    names += ["row_offsets"] if "offset" in rows else []
+    names += ["column_offsets"] if "offset" in columns else []
+    arrays = {name: _array(group, name, read["lazy"]) for name in names}
+    _check_shapes(arrays)
+    # What models of the first version lack has a default.
+    later = ("offsets", "offset", "offset_penalty", "unobserved_weight", "certificate")
     return Factorization(
-        W=W,
-        H=H,
+        **arrays,
+        **{name: read[name] for name in later if name in read},
+        labels=rebuild_labels(read["labels"]) if read.get("labels") else None,
         history=History.from_dict(read["history"], read["initial_objective"]),
         status=Status(**read["status"]),
         penalty=(read["penalty"]["W"], read["penalty"]["H"]),
@@ -248,9 +269,21 @@ def _rebuild(group: Any, attributes: dict[str, Any]) -> Factorization:
     )
 
 
-def _factor(group: Any, name: str, lazy: bool) -> Array:
+def _check_shapes(arrays: dict[str, Array]) -> None:
+    shapes = {name: tuple(array.shape) for name, array in arrays.items()}
+    (m, rank), (other, n) = shapes["W"], shapes["H"]
+    if rank != other:
+        msg = f"W has shape {shapes['W']}, but H has shape {shapes['H']}"
+        raise ValueError(msg)
+    for name, length in (("row_offsets", m), ("column_offsets", n)):
+        if name in shapes and shapes[name] != (length,):
+            msg = f"{name} have shape {shapes[name]}, but X has shape {(m, n)}"
+            raise ValueError(msg)
+
+
+def _array(group: Any, name: str, lazy: bool) -> Array:
     array = group[name]
-    if array.ndim != 2:
+    if array.ndim != ARRAYS[name]:
         msg = f"{name} has shape {array.shape}"
         raise ValueError(msg)
     lost = array.nchunks - array.nchunks_initialized
@@ -270,7 +303,7 @@ def encode(value: Any) -> Any:
         return {key: encode(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [encode(item) for item in value]
-    if isinstance(value, str):
+    if value is None or isinstance(value, str):
         return value
     if isinstance(value, bool | np.bool_):
         return bool(value)

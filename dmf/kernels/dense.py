@@ -2,7 +2,8 @@
 
 A block is worked through in tiles of rows, so that the residual of a whole block never
 exists: a tile is a product of a few hundred rows that stays in the processor's cache
-between the operations on it. On NumPy the tiles share one scratch buffer.
+between the operations on it. On NumPy the tiles share one scratch buffer. All
+candidates work on a tile before the next one is read.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class DenseBlock:
     Parameters
     ----------
     values : array, shape (p, q)
-        The observed values; 0 where nothing is observed.
+        Finite everywhere; what stands where the weight is 0 doesn't matter.
     weights : array of bool or of the dtype of `values`, shape (p, q), or None
         The block's part of the mask M. None: everything is observed.
     """
@@ -45,37 +46,37 @@ class DenseBlock:
 
 def gradient(
     block: DenseBlock, moving: Array, fixed: Array, axis: int
-) -> tuple[Array, float]:
+) -> tuple[Array, Array]:
     """Return the gradient of ½ Σ M (W H − X)² for the moving factor, and that loss.
 
     Parameters
     ----------
     block : DenseBlock, shape (p, q)
-    moving : array, shape (p, r) if ``axis=0`` else (q, r)
-    fixed : array, shape (q, r) if ``axis=0`` else (p, r)
+    moving : array, shape (p, K, r) if ``axis=0`` else (q, K, r)
+    fixed : array, shape (q, K, r) if ``axis=0`` else (p, K, r)
     axis : {0, 1}
         0 if the rows of `moving` belong to the rows of the block, 1 if to its columns.
 
     Returns
     -------
     gradient : array, shape of `moving`
-    loss : float
+    loss : array of float64, shape (K,)
     """
     xp = array_namespace(block.values)
     W, H = (moving, fixed) if axis == 0 else (fixed, moving)
     scratch = _Scratch(xp)
     result = xp.zeros_like(moving)
-    loss = xp.zeros((), dtype=xp.float64)
-    for rows in tiles(block):
-        residual = scratch.product(0, W[rows, :], H)
+    loss = xp.zeros(moving.shape[1], dtype=xp.float64)
+    for rows, k in _tiles_of_candidates(block, moving):
+        residual = scratch.product(0, W[rows, k, :], H[:, k, :])
         residual -= block.values[rows, :]
         weighted = scratch.weigh(1, residual, block.weights, rows)
-        loss += xp.sum(_row_sums(xp, weighted, residual))
+        loss[k] += 0.5 * xp.sum(_row_sums(xp, weighted, residual))
         if axis == 0:
-            result[rows, :] = weighted @ H
+            result[rows, k, :] = weighted @ H[:, k, :]
         else:
-            result += weighted.T @ W[rows, :]
-    return result, 0.5 * float(loss)
+            result[:, k, :] += weighted.T @ W[rows, k, :]
+    return result, loss
 
 
 def curvature(
@@ -88,37 +89,62 @@ def curvature(
     block : DenseBlock, shape (p, q)
     moves : tuple of one or two arrays, each of the shape of the moving factor
         The directions D (and S) in which the moving factor may go.
-    fixed : array, shape (q, r) if ``axis=0`` else (p, r)
+    fixed : array, shape (q, K, r) if ``axis=0`` else (p, K, r)
     axis : {0, 1}
 
     Returns
     -------
-    array of float64, shape (rows of the moving factor, 1 or 3)
+    array of float64, shape (rows of the moving factor, K, 1 or 3)
         Σ M (D F)² for each moving row, where F is the fixed factor; for two moves the
-        columns are Σ M (D F)², Σ M (D F)(S F) and Σ M (S F)².
+        last axis holds Σ M (D F)², Σ M (D F)(S F) and Σ M (S F)².
     """
     xp = array_namespace(block.values)
     scratch = _Scratch(xp)
-    result = xp.zeros((block.shape[axis], PAIRS[len(moves)]), dtype=xp.float64)
-    for rows in tiles(block):
+    shape = (block.shape[axis], fixed.shape[1], PAIRS[len(moves)])
+    result = xp.zeros(shape, dtype=xp.float64)
+    for rows, k in _tiles_of_candidates(block, fixed):
         # The block's rows are tiled: they belong to the moving factor or to the fixed.
         products = [
-            scratch.product(k, move[rows, :], fixed)
+            scratch.product(number, move[rows, k, :], fixed[:, k, :])
             if axis == 0
-            else scratch.product(k, fixed[rows, :], move)
-            for k, move in enumerate(moves)
+            else scratch.product(number, fixed[rows, k, :], move[:, k, :])
+            for number, move in enumerate(moves)
         ]
-        column = 0
+        pair = 0
         for a, first in enumerate(products):
             weighted = scratch.weigh(2, first, block.weights, rows)
             for second in products[a:]:
                 if axis == 0:
-                    result[rows, column] = _row_sums(xp, weighted, second)
+                    result[rows, k, pair] = _row_sums(xp, weighted, second)
                 else:
                     sums = xp.sum(scratch.multiply(3, weighted, second), axis=0)
-                    result[:, column] += xp.astype(sums, xp.float64)
-                column += 1
+                    result[:, k, pair] += xp.astype(sums, xp.float64)
+                pair += 1
     return result
+
+
+def product(block: DenseBlock, fixed: Array, axis: int) -> Array:
+    """Return X F (for ``axis=1``: Xᵀ F), F the fixed factor.
+
+    Where everything is observed, this and the fixed factor's Gram matrix are all that
+    is needed of the data.
+
+    Parameters
+    ----------
+    block : DenseBlock, shape (p, q)
+        Everything is observed.
+    fixed : array, shape (q, K, r) if ``axis=0`` else (p, K, r)
+    axis : {0, 1}
+
+    Returns
+    -------
+    array, shape (rows of the moving factor, K, r)
+    """
+    xp = array_namespace(block.values)
+    values = block.values if axis == 0 else block.values.T
+    # One product for all candidates: the block is read once.
+    flat = xp.reshape(fixed, (fixed.shape[0], -1))
+    return xp.reshape(values @ flat, (values.shape[0], *fixed.shape[1:]))
 
 
 def gram(block: DenseBlock, fixed: Array, axis: int) -> Array:
@@ -127,43 +153,56 @@ def gram(block: DenseBlock, fixed: Array, axis: int) -> Array:
     Parameters
     ----------
     block : DenseBlock, shape (p, q)
-    fixed : array, shape (q, r) if ``axis=0`` else (p, r)
+    fixed : array, shape (q, K, r) if ``axis=0`` else (p, K, r)
     axis : {0, 1}
 
     Returns
     -------
-    array of the dtype of `fixed`, shape (rows of the moving factor, r, r)
+    array of the dtype of `fixed`, shape (rows of the moving factor, K, r, r)
     """
     xp = array_namespace(block.values)
-    length, rank = block.shape[axis], fixed.shape[1]
+    length = block.shape[axis]
+    others, candidates, rank = fixed.shape
+    shape = (length, candidates, rank, rank)
     if block.weights is None:
-        return xp.broadcast_to(fixed.T @ fixed, (length, rank, rank))
+        same = xp.permute_dims(fixed, (1, 2, 0)) @ xp.permute_dims(fixed, (1, 0, 2))
+        return xp.broadcast_to(same, shape)
     weights = block.weights if axis == 0 else block.weights.T
-    result = xp.zeros((length, rank * rank), dtype=fixed.dtype)
-    step = max(1, TILE_BYTES // (rank * rank * 8))
-    for start in range(0, fixed.shape[0], step):
-        rows = slice(start, min(start + step, fixed.shape[0]))
-        part = fixed[rows, :]
-        outer = xp.reshape(part[:, :, None] * part[:, None, :], (-1, rank * rank))
+    result = xp.zeros((length, candidates * rank * rank), dtype=fixed.dtype)
+    step = max(1, TILE_BYTES // (candidates * rank * rank * 8))
+    for start in range(0, others, step):
+        rows = slice(start, min(start + step, others))
+        part = fixed[rows, :, :]
+        outer = part[:, :, :, None] * part[:, :, None, :]
+        outer = xp.reshape(outer, (outer.shape[0], -1))
         result += xp.astype(weights[:, rows], fixed.dtype) @ outer
-    return xp.reshape(result, (length, rank, rank))
+    return xp.reshape(result, shape)
 
 
-def predict(block: DenseBlock, W: Array, H: Array) -> Array:
-    """Return W H for every entry of the block, observed or not.
+def errors(block: DenseBlock, W: Array, H: Array) -> Array:
+    """Return Σ M (X − W H)² and Σ M |X − W H| for each candidate.
 
     Parameters
     ----------
     block : DenseBlock, shape (p, q)
-    W : array, shape (p, r)
-    H : array, shape (q, r)
+    W : array, shape (p, K, r)
+    H : array, shape (q, K, r)
         Kept transposed, as everywhere inside dmf.
 
     Returns
     -------
-    array, shape (p, q)
+    array of float64, shape (K, 2)
     """
-    return W @ H.T
+    xp = array_namespace(block.values)
+    scratch = _Scratch(xp)
+    result = xp.zeros((W.shape[1], 2), dtype=xp.float64)
+    for rows, k in _tiles_of_candidates(block, W):
+        residual = scratch.product(0, W[rows, k, :], H[:, k, :])
+        residual -= block.values[rows, :]
+        weighted = scratch.weigh(1, residual, block.weights, rows)
+        result[k, 0] += xp.sum(_row_sums(xp, weighted, residual))
+        result[k, 1] += xp.sum(xp.astype(xp.abs(weighted), xp.float64))
+    return result
 
 
 # Moves -> how many second derivatives a plane of so many moves has.
@@ -193,6 +232,15 @@ def tiles(block: DenseBlock) -> Iterator[slice]:
     step = min(max(TILE_BYTES // row_bytes, smallest), largest)
     for start in range(0, p, step):
         yield slice(start, min(start + step, p))
+
+
+def _tiles_of_candidates(
+    block: DenseBlock, factor: Array
+) -> Iterator[tuple[slice, int]]:
+    """Go through the tiles, and through the candidates on each of them."""
+    for rows in tiles(block):
+        for k in range(factor.shape[1]):
+            yield rows, k
 
 
 class _Scratch:

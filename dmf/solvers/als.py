@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from array_api_compat import array_namespace
 
+from dmf.objective import Side, Terms
 from dmf.penalties import Penalty
-from dmf.solvers.base import HalfStep, Report, Value, moved
+from dmf.solvers.base import HalfStep, Moved, Value, moved
+from dmf.solvers.coordinates import descend_coordinates
+from dmf.solvers.loss import Loss
 
 Array = Any
 
 # What the r × r systems of a tile of rows may take.
 TILE_BYTES = 8 * 2**20
+# Sweeps of coordinate descent at most, where a penalty isn't a square.
+SWEEPS = 500
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,8 @@ class AlternatingLeastSquares:
 
     The oracle of dmf's tests, the way in which new rows are folded in, and a baseline.
     It builds one r × r system for each row: a half-step holds r² numbers for each row
-    of the moving factor, and costs r times as much as a gradient.
+    of the moving factor, and costs r times as much as a gradient. With `Lasso` or
+    `NonNegative` the minimiser comes from coordinate descent on that system.
 
     References
     ----------
@@ -39,110 +44,119 @@ class AlternatingLeastSquares:
     """
 
     def half_step(self, half: HalfStep) -> Value:
-        normal = half.per_block(
-            "normal-equations",
-            partial(
-                normal_equations,
-                gradient=half.kernels.gradient,
-                gram=half.kernels.gram,
-                axis=half.axis,
-            ),
-            half.block,
-            half.moving,
-            half.fixed,
-        )
-        return half.per_strip(
-            "update",
-            partial(solve, penalty=half.penalty),
-            half.moving,
-            half.sum_over_strip(normal),
-            half.counts,
-        )
+        return minimise(half, SWEEPS)
+
+    def check(self, penalty: Penalty) -> None:
+        if penalty.smooth:
+            msg = (
+                "AlternatingLeastSquares solves for each row on its own, but Smooth "
+                "ties neighbouring rows; use dmf.NormalizedGradient()"
+            )
+            raise ValueError(msg)
 
 
-def normal_equations(
-    block: Any,
-    moving: Array,
-    fixed: Array,
-    *,
-    gradient: Callable[..., tuple[Array, float]],
-    gram: Callable[..., Array],
-    axis: int,
-) -> tuple[Array, Array, float]:
-    """Return a block's share of the systems' matrices and right sides, and its loss."""
-    right, loss = gradient(block, moving, fixed, axis)
-    return gram(block, fixed, axis), right, loss
+def minimise(half: HalfStep, sweeps: int) -> Value:
+    """Describe the exact half-step: exact but for the sweeps where there are any."""
+    summed, hessian = Loss(half).normal_equations(half.moving)
+    return half.per_strip(
+        "update",
+        partial(solve, side=half.side, sweeps=sweeps),
+        half.moving,
+        summed,
+        hessian,
+        half.counts,
+        half.centre,
+    )
 
 
 def solve(
     moving: Array,
-    summed: tuple[Array, Array, float],
+    summed: tuple[Array, Array],
+    hessian: Array,
     counts: Array,
+    centre: Array,
     *,
-    penalty: Penalty,
-) -> tuple[Array, Report]:
+    side: Side,
+    sweeps: int,
+) -> Moved:
     """Move every row of a strip to the minimum of the objective."""
     xp = array_namespace(moving)
-    matrices, loss_gradient, loss = summed
-    length, rank = moving.shape
-    loss_gradient = xp.astype(loss_gradient, xp.float64)
-    penalty_gradient = xp.astype(penalty.gradient(moving, counts), xp.float64)
-    right = loss_gradient + penalty_gradient
-    strengths = penalty.strengths(counts, xp.float64)
+    loss_gradient, loss = summed
+    length, _, width = moving.shape
+    terms = side.terms(moving, counts, centre)
     # The systems' scratch is many times as large as the factor: a tile of rows each.
-    step = max(1, TILE_BYTES // (8 * rank * rank))
-    move = xp.empty_like(moving)
-    change = 0.0
+    step = max(1, TILE_BYTES // (8 * width * width * moving.shape[1]))
+    move, factor = xp.empty_like(moving), xp.empty_like(moving)
+    change = xp.zeros(moving.shape[1], dtype=xp.float64)
+    gradients = xp.zeros_like(change)
     for start in range(0, length, step):
         rows = slice(start, min(start + step, length))
-        system = xp.astype(matrices[rows, :, :], xp.float64)
-        exact = solve_systems(
-            system, strengths[rows], right[rows, :], float(xp.finfo(moving.dtype).eps)
-        )
-        move[rows, :] = xp.astype(exact, moving.dtype)
-        taken = xp.astype(move[rows, :], xp.float64)
-        curved = (system @ taken[:, :, None])[:, :, 0]
-        change += float(xp.sum(taken * (loss_gradient[rows, :] + 0.5 * curved)))
+        system = hessian[rows, ...] if hessian.shape[0] > 1 else hessian
+        system = xp.astype(system, xp.float64)
+        before = moving[rows, ...]
+        of_tile = terms.rows(rows)
+        slope = xp.astype(loss_gradient[rows, ...], xp.float64)
+        right = of_tile.still(slope + xp.astype(of_tile.gradient(before), xp.float64))
+        if terms.quadratic:
+            epsilon = float(xp.finfo(moving.dtype).eps)
+            exact = solve_systems(system, of_tile, right, epsilon)
+            move[rows, ...] = xp.astype(exact, moving.dtype)
+            factor[rows, ...] = before + move[rows, ...]
+        else:
+            exact = descend_coordinates(before, system, right, of_tile, sweeps)
+            factor[rows, ...] = xp.astype(exact, moving.dtype)
+            move[rows, ...] = factor[rows, ...] - before
+        taken = xp.astype(move[rows, ...], xp.float64)
+        curved = (system @ taken[..., None])[..., 0]
+        change += xp.sum(taken * (slope + 0.5 * curved), axis=(0, 2))
+        gradients += of_tile.stationarity(before, xp.astype(right, moving.dtype))
     return moved(
         moving,
         move,
-        penalty=penalty,
+        side=side,
+        terms=terms,
         counts=counts,
         loss_before=loss,
         change=change,
-        penalty_before=penalty.value(moving, counts),
-        gradient=float(xp.sum(right * right)),
+        gradient=gradients,
+        factor=factor,
     )
 
 
 def solve_systems(
-    matrices: Array, strengths: Array, gradient: Array, epsilon: float
+    hessian: Array, terms: Terms, gradient: Array, epsilon: float
 ) -> Array:
     """Return −(A_i + λ_i I)⁻¹ g_i for each row i.
 
     Parameters
     ----------
-    matrices : array of float64, shape (p, r, r)
-    strengths : array of float64, shape (p,)
-    gradient : array of float64, shape (p, r)
+    hessian : array of float64, shape (p or 1, K, c, c)
+        Of the loss.
+    terms : Terms
+        Their ridge is added, and the columns that never move are left out.
+    gradient : array of float64, shape (p, K, c)
     epsilon : float
-        The rounding of `matrices`.
+        The rounding of `hessian`.
 
     Returns
     -------
-    array of float64, shape (p, r)
+    array of float64, shape (p, K, c)
         Where a system is singular, the shortest of the minimisers.
     """
-    xp = array_namespace(matrices)
-    rank = matrices.shape[-1]
-    identity = xp.eye(rank, dtype=xp.float64)[None, :, :]
-    penalized = matrices + strengths[:, None, None] * identity
+    xp = array_namespace(hessian)
+    width = hessian.shape[-1]
+    identity = xp.eye(width, dtype=xp.float64)
+    ridge = xp.astype(terms.ridge, xp.float64)[..., None] * identity
+    penalized = hessian + ridge
+    if terms.free is not None:
+        free = xp.astype(terms.free, xp.float64)
+        penalized = penalized * free * free[:, None]
     # Rows with fewer entries than the rank leave directions without curvature, and
     # without slope. A ridge far above rounding makes the systems regular; the second
     # solve takes back what it did to the other directions.
-    trace = xp.linalg.trace(penalized)[:, None, None] / rank
+    trace = xp.linalg.trace(penalized)[..., None, None] / width
     trace = xp.where(trace > 0, trace, xp.ones_like(trace))
     system = penalized + epsilon**0.5 * trace * identity
-    right = gradient[:, :, None]
+    right = gradient[..., None]
     exact = -xp.linalg.solve(system, right)
-    return (exact - xp.linalg.solve(system, right + penalized @ exact))[:, :, 0]
+    return (exact - xp.linalg.solve(system, right + penalized @ exact))[..., 0]

@@ -1,9 +1,12 @@
 """What a solver is: the description of one half-step.
 
 A half-step updates one factor, the *moving* one, while the other stays *fixed*. A
-solver writes it down with four verbs that the engine offers, *per block*, *per strip*,
-*sum over the blocks of a strip* and *sum over everything*, and with pure functions on
-arrays. It never sees a task, a grid or a scheduler.
+solver writes it down with verbs that the engine offers, *per block*, *per strip*, *per
+fixed strip*, *sum over the blocks of a strip*, *sum over everything* and *neighbouring
+strips*, and with pure functions on arrays. It never sees a task, a grid or a scheduler.
+
+Factors carry a stack of K candidates (restarts, or settings to compare): a strip has
+shape (p, K, c), and what is said of a candidate as a whole has shape (K,).
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 from array_api_compat import array_namespace
 
+from dmf.objective import Side, Terms
 from dmf.penalties import Penalty
 
 Array = Any
@@ -25,28 +29,44 @@ class HalfStep(Protocol):
 
     Attributes
     ----------
-    block, moving, fixed, previous, counts : Value
-        Per block: the block of X, and the strip of the fixed factor beside it. Per
-        strip: the moving factor, the moving factor before its last half-step, and the
-        numbers of observed entries of its rows.
+    block, fixed : Value
+        Per block: the block of X, and the strip of the fixed factor beside it.
+    fixed_strip : Value
+        Per strip of the fixed factor: that strip.
+    moving, memory, counts : Value
+        Per strip: the moving factor; what the solver kept of its last half-step, None
+        in the first; the numbers of observed entries of its rows.
+    centre : Value
+        For the whole factor: what its offsets are pulled towards, shape (K,).
     axis : {0, 1}
         0 when W moves, 1 when H moves.
     kernels : module
         The kernels for the kind of blocks at hand.
-    penalty : Penalty
-        The penalty on the moving factor.
+    side : Side
+        What the objective says about the moving factor.
+    unobserved : float
+        The weight α of what sparse blocks don't store. 1 if everything is observed.
+    masked : bool
+        False if every entry counts with weight 1.
+    fixed_rows : int
+        The rows of the fixed factor.
     round : int
         1 for the first round.
     """
 
     block: Value
-    moving: Value
     fixed: Value
-    previous: Value
+    fixed_strip: Value
+    moving: Value
+    memory: Value
     counts: Value
+    centre: Value
     axis: int
     kernels: ModuleType
-    penalty: Penalty
+    side: Side
+    unobserved: float
+    masked: bool
+    fixed_rows: int
     round: int
 
     def per_block(
@@ -57,9 +77,15 @@ class HalfStep(Protocol):
         self, name: str, function: Callable[..., Any], *operands: Value
     ) -> Value: ...
 
+    def per_fixed(
+        self, name: str, function: Callable[..., Any], *operands: Value
+    ) -> Value: ...
+
     def sum_over_strip(self, value: Value) -> Value: ...
 
     def sum_over_all(self, value: Value) -> Value: ...
+
+    def neighbours(self, value: Value, reach: int) -> Value: ...
 
 
 class Solver(Protocol):
@@ -67,50 +93,99 @@ class Solver(Protocol):
 
     def half_step(self, half: HalfStep) -> Value: ...
 
+    def check(self, penalty: Penalty) -> None:
+        """Refuse a penalty that the solver can't work with, with a ValueError."""
+
+
+class Halo(NamedTuple):
+    """What borders on a strip: rows of its neighbours, and where it is."""
+
+    before: Any  # arrays of the last rows of the strip before; None if there is none
+    after: Any
+    start: int
+    total: int
+
+
+class Moved(NamedTuple):
+    """A strip after a half-step.
+
+    Parameters
+    ----------
+    factor : array, shape (p, K, c)
+    memory : (named) tuple of arrays, shape (p, K, …), or None
+        What the solver wants to see again in the factor's next half-step.
+    report : Report or None
+    """
+
+    factor: Array
+    memory: Any
+    report: Report | None
+
 
 class Report(NamedTuple):
-    """What a half-step tells of itself: sums over the rows of the moving factor."""
+    """What a half-step tells of itself: sums over the rows of the moving factor.
 
-    loss_before: float
-    loss: float
-    penalty_before: float
-    penalty: float
-    gradient: float  # squared norm of the gradient before the move
-    move: float  # squared norm of the move
-    factor: float  # squared norm of the factor after it
-    in_plane: float  # rows that moved in a plane, not along a line
-    rows: float
+    All are arrays of float64, shape (K,).
+    """
+
+    loss_before: Array
+    loss: Array
+    penalty_before: Array
+    penalty: Array
+    gradient: Array  # squared norm of the (proximal) gradient before the move
+    move: Array  # squared norm of the move
+    factor: Array  # squared norm of the factor after it
+    in_plane: Array  # rows that moved in a plane, not along a line
+    zeros: Array  # entries of the factor that are exactly 0
+    rows: Array
+    offset: Array  # weighted sum of the offsets
+    offset_weight: Array
 
 
 def moved(
     moving: Array,
     move: Array,
     *,
-    penalty: Penalty,
+    side: Side,
+    terms: Terms,
     counts: Array,
-    loss_before: float,
-    change: float,
-    penalty_before: float,
-    gradient: float,
-    in_plane: float = 0.0,
-) -> tuple[Array, Report]:
-    """Return the strip after its move, with the report: what each half-step ends on."""
+    loss_before: Array,
+    change: Array,
+    gradient: Array,
+    in_plane: Array | None = None,
+    factor: Array | None = None,
+    memory: Any = None,
+) -> Moved:
+    """Return the strip after its move, with the report: what each half-step ends on.
+
+    `factor` is where the move leads, if rounding shall not decide what is exactly 0.
+    """
     xp = array_namespace(moving)
-    factor = moving + move
+    factor = moving + move if factor is None else factor
+    proper = slice(0, side.rank)
+    own, taken = factor[:, :, proper], move[:, :, proper]
+    zeros = xp.astype(xp.count_nonzero(own == 0, axis=(0, 2)), xp.float64)
+    length = moving.shape[0]
+    padding = xp.asarray([float(length * (side.rank - r)) for r in side.ranks])
+    offset, offset_weight = side.level(factor, counts)
+    rows = xp.full(moving.shape[1:2], float(length), dtype=xp.float64)
     report = Report(
         loss_before=loss_before,
         loss=loss_before + change,
-        penalty_before=penalty_before,
-        penalty=penalty.value(factor, counts),
+        penalty_before=terms.value(moving),
+        penalty=terms.value(factor),
         gradient=gradient,
-        move=float(xp.sum(row_dots(xp, move, move))),
-        factor=float(xp.sum(row_dots(xp, factor, factor))),
-        in_plane=in_plane,
-        rows=float(moving.shape[0]),
+        move=xp.sum(row_dots(xp, taken, taken), axis=0),
+        factor=xp.sum(row_dots(xp, own, own), axis=0),
+        in_plane=xp.zeros_like(rows) if in_plane is None else in_plane,
+        zeros=zeros - xp.astype(padding, xp.float64),
+        rows=rows,
+        offset=offset,
+        offset_weight=offset_weight,
     )
-    return factor, report
+    return Moved(factor, memory, report)
 
 
 def row_dots(xp: Any, a: Array, b: Array) -> Array:
-    """Return ⟨a_i, b_i⟩ for each row, in float64."""
+    """Return ⟨a_i, b_i⟩ for each row and candidate, in float64, shape (p, K)."""
     return xp.astype(xp.vecdot(a, b), xp.float64)

@@ -7,14 +7,14 @@ to go is all that a method has to say.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from array_api_compat import array_namespace
 
-from dmf.penalties import Penalty
-from dmf.solvers.base import HalfStep, Report, Value, moved, row_dots
+from dmf.objective import Side
+from dmf.solvers.base import HalfStep, Moved, Value, moved, row_dots
+from dmf.solvers.loss import Loss
 
 Array = Any
 
@@ -27,26 +27,25 @@ class Directions(NamedTuple):
     numbers near one. `norms` holds the lengths that were divided out.
     """
 
-    units: tuple[Array, ...]  # k arrays (p, r)
-    norms: Array  # (p, k), float64
-    loss_slopes: Array  # (p, k): derivatives of the loss along −g and s
-    penalty_slopes: Array  # (p, k)
-    penalty_curvature: Array  # (p, k(k+1)/2)
-    loss: float
-    penalty: float
+    units: tuple[Array, ...]  # k arrays (p, K, c)
+    norms: Array  # (p, K, k), float64
+    loss_slopes: Array  # (p, K, k): derivatives of the loss along −g and s
+    penalty_slopes: Array  # (p, K, k)
+    penalty_curvature: Array  # (p, K, k(k+1)/2)
+    loss: Array  # (K,)
 
 
-class Model(NamedTuple):
+class Quadratic(NamedTuple):
     """The objective along −g (and s): exact, because it is quadratic there.
 
     For every row of a strip or, summed over everything, for the whole factor.
     """
 
-    loss_slopes: Array  # (..., k)
-    penalty_slopes: Array  # (..., k)
-    loss_curvature: Array  # (..., k(k+1)/2): ⟨gg⟩ or ⟨gg⟩, ⟨gs⟩, ⟨ss⟩
+    loss_slopes: Array  # (..., K, k)
+    penalty_slopes: Array  # (..., K, k)
+    loss_curvature: Array  # (..., K, k(k+1)/2): ⟨gg⟩ or ⟨gg⟩, ⟨gs⟩, ⟨ss⟩
     penalty_curvature: Array
-    gradient: Array  # (...,): ‖g‖²
+    gradient: Array  # (..., K): ‖g‖²
 
 
 class Step(Protocol):
@@ -55,13 +54,17 @@ class Step(Protocol):
     @property
     def moves(self) -> int: ...
 
-    def lengths(self, model: Model, round: int, tolerance: float) -> Array:
-        """Return the lengths along −g (and s), shape (..., moves), float64.
+    @property
+    def exact(self) -> bool:
+        """Whether the step leads to the minimum along its moves."""
+
+    def lengths(self, model: Quadratic, round: int, tolerance: float) -> Array:
+        """Return the lengths along −g (and s), shape (..., K, moves), float64.
 
         Parameters
         ----------
-        model : Model
-            Of each row, shape (p,), or of the whole factor, shape ().
+        model : Quadratic
+            Of each row, shape (p, K), or of the whole factor, shape (K,).
         round : int
             1 for the first.
         tolerance : float
@@ -80,111 +83,85 @@ def descend(half: HalfStep, scope: str, step: Step) -> Value:
         everything. "global": one length for the whole factor.
     step : Step
     """
-    gradient = half.per_block(
-        "gradient",
-        partial(half.kernels.gradient, axis=half.axis),
-        half.block,
-        half.moving,
-        half.fixed,
-    )
+    loss = Loss(half)
     directions = half.per_strip(
         "direction",
-        partial(find_directions, penalty=half.penalty, moves=step.moves),
-        half.sum_over_strip(gradient),
+        partial(find_directions, side=half.side, moves=step.moves),
+        loss.gradient(half.moving),
         half.moving,
-        half.previous,
+        half.memory,
         half.counts,
-    )
-    curvature = half.per_block(
-        "curvature",
-        partial(plane_curvature, kernel=half.kernels.curvature, axis=half.axis),
-        half.block,
-        directions,
-        half.fixed,
+        half.centre,
     )
     model = half.per_strip(
         "model",
         partial(build_model, scope=scope),
         directions,
-        half.sum_over_strip(curvature),
+        loss.curvature(directions[0]),
     )
     whole = half.sum_over_all(model) if scope == "global" else model
     return half.per_strip(
         "update",
-        partial(update, penalty=half.penalty, step=step, round=half.round),
+        partial(update, side=half.side, step=step, round=half.round),
         half.moving,
         directions,
         model,
         whole,
         half.counts,
+        half.centre,
     )
 
 
 def find_directions(
-    summed: tuple[Array, float],
+    summed: tuple[Array, Array],
     moving: Array,
-    previous: Array,
+    memory: tuple[Array] | None,
     counts: Array,
+    centre: Array,
     *,
-    penalty: Penalty,
+    side: Side,
     moves: int,
 ) -> Directions:
-    """Return the directions of a strip from its gradient and its previous move."""
+    """Return the directions of a strip: its gradient's, and that of its last move."""
     xp = array_namespace(moving)
     loss_gradient, loss = summed
-    penalty_gradient = penalty.gradient(moving, counts)
-    candidates = [-(loss_gradient + penalty_gradient), moving - previous][:moves]
-    units, norms = zip(*(_unit_rows(xp, move) for move in candidates), strict=True)
+    terms = side.terms(moving, counts, centre)
+    penalty_gradient = terms.gradient(moving)
+    last = xp.zeros_like(moving) if memory is None else memory[0]
+    candidates = [-terms.still(loss_gradient + penalty_gradient), last][:moves]
+    units, norms = zip(*(unit_rows(xp, move) for move in candidates), strict=True)
     pairs = [(a, b) for k, a in enumerate(units) for b in units[k:]]
     lengths = [(a, b) for k, a in enumerate(norms) for b in norms[k:]]
+
+    def slopes(gradient: Array) -> Array:
+        along = [
+            n * row_dots(xp, gradient, u) for u, n in zip(units, norms, strict=True)
+        ]
+        return xp.stack(along, axis=-1)
+
     return Directions(
         units,
         xp.stack(norms, axis=-1),
+        slopes(loss_gradient),
+        slopes(penalty_gradient),
         xp.stack(
             [
-                n * row_dots(xp, loss_gradient, u)
-                for u, n in zip(units, norms, strict=True)
-            ],
-            axis=-1,
-        ),
-        xp.stack(
-            [
-                n * row_dots(xp, penalty_gradient, u)
-                for u, n in zip(units, norms, strict=True)
-            ],
-            axis=-1,
-        ),
-        xp.stack(
-            [
-                m * n * penalty.curvature(a, b, counts)
+                m * n * terms.curvature(a, b)
                 for (a, b), (m, n) in zip(pairs, lengths, strict=True)
             ],
             axis=-1,
         ),
         loss,
-        penalty.value(moving, counts),
     )
 
 
-def plane_curvature(
-    block: Any,
-    directions: Directions,
-    fixed: Array,
-    *,
-    kernel: Callable[..., Array],
-    axis: int,
-) -> Array:
-    """Return the curvature of a block's loss along the unit directions."""
-    return kernel(block, directions.units, fixed, axis)
-
-
-def build_model(directions: Directions, curvature: Array, *, scope: str) -> Model:
+def build_model(directions: Directions, curvature: Array, *, scope: str) -> Quadratic:
     """Return the quadratic model of each row or, for the global scope, their sum."""
     xp = array_namespace(curvature)
     norms = directions.norms
-    columns = [norms[:, k] for k in range(norms.shape[1])]
+    columns = [norms[..., k] for k in range(norms.shape[-1])]
     scales = [a * b for k, a in enumerate(columns) for b in columns[k:]]
-    model = Model(
+    model = Quadratic(
         directions.loss_slopes,
         directions.penalty_slopes,
         xp.stack(scales, axis=-1) * curvature,
@@ -193,20 +170,21 @@ def build_model(directions: Directions, curvature: Array, *, scope: str) -> Mode
     )
     if scope == "row":
         return model
-    return Model(*(xp.sum(part, axis=0) for part in model))
+    return Quadratic(*(xp.sum(part, axis=0) for part in model))
 
 
 def update(
     moving: Array,
     directions: Directions,
-    model: Model,
-    whole: Model,
+    model: Quadratic,
+    whole: Quadratic,
     counts: Array,
+    centre: Array,
     *,
-    penalty: Penalty,
+    side: Side,
     step: Step,
     round: int,
-) -> tuple[Array, Report]:
+) -> Moved:
     """Move a strip, and report what that did to the objective.
 
     `whole` is the model that decides about the lengths, `model` the strip's share.
@@ -216,22 +194,23 @@ def update(
     tolerance = 100 * float(xp.finfo(moving.dtype).eps)
     lengths = step.lengths(whole, round, tolerance)
     strides = xp.astype(lengths * directions.norms, moving.dtype)
-    move = sum(strides[:, k][:, None] * unit for k, unit in enumerate(directions.units))
-    change = float(xp.sum(along(model.loss_slopes, model.loss_curvature, lengths)))
-    in_plane = 0.0
+    move = sum(strides[..., k, None] * unit for k, unit in enumerate(directions.units))
+    change = along(model.loss_slopes, model.loss_curvature, lengths)
+    in_plane = None
     if lengths.shape[-1] == 2:
-        used = (lengths[..., 1] != 0) & (directions.norms[:, 1] > 0)
-        in_plane = float(xp.count_nonzero(used))
+        used = (lengths[..., 1] != 0) & (directions.norms[..., 1] > 0)
+        in_plane = xp.sum(xp.astype(used, xp.float64), axis=0)
     return moved(
         moving,
         move,
-        penalty=penalty,
+        side=side,
+        terms=side.terms(moving, counts, centre),
         counts=counts,
         loss_before=directions.loss,
-        change=change,
-        penalty_before=directions.penalty,
-        gradient=float(xp.sum(directions.norms[:, 0] ** 2)),
+        change=xp.sum(change, axis=0) if change.ndim == 2 else change,
+        gradient=xp.sum(directions.norms[..., 0] ** 2, axis=0),
         in_plane=in_plane,
+        memory=(move,) if lengths.shape[-1] == 2 else None,
     )
 
 
@@ -246,10 +225,10 @@ def along(slopes: Array, curvature: Array, lengths: Array) -> Array:
     return first + 0.5 * second
 
 
-def _unit_rows(xp: Any, move: Array) -> tuple[Array, Array]:
+def unit_rows(xp: Any, move: Array) -> tuple[Array, Array]:
     """Scale rows to length one; rows of zeros stay. Return them and their lengths."""
     # In float64: the squares of tiny or huge entries would leave float32.
     wide = xp.astype(move, xp.float64, copy=False)
     length = xp.sqrt(xp.vecdot(wide, wide))
     safe = xp.where(length > 0, length, xp.ones_like(length))
-    return move / xp.astype(safe, move.dtype)[:, None], length
+    return move / xp.astype(safe, move.dtype)[..., None], length

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dmf.penalties import Penalty
 from dmf.solvers.base import HalfStep, Value
 from dmf.solvers.descent import descend
 from dmf.solvers.steps import Plain
@@ -51,3 +52,11 @@ class GradientDescent:
     def half_step(self, half: HalfStep) -> Value:
         # Row by row is the same step as at once, and waits for no global sum.
         return descend(half, "row", Plain(self.learning_rate))
+
+    def check(self, penalty: Penalty) -> None:
+        if not penalty.quadratic or penalty.smooth:
+            msg = (
+                f"GradientDescent works with Ridge only, got the penalty {penalty!r}; "
+                "use dmf.NormalizedGradient()"
+            )
+            raise ValueError(msg)

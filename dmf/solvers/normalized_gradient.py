@@ -5,11 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from dmf.penalties import Penalty
+from dmf.solvers.als import minimise
 from dmf.solvers.base import HalfStep, Value
 from dmf.solvers.descent import Step, descend
+from dmf.solvers.proximal import proximal
+from dmf.solvers.smooth import glide
 from dmf.solvers.steps import STEPS, Plane
 
 Scope = Literal["row", "global"]
+
+# Sweeps of coordinate descent in a half-step on complete data.
+SWEEPS = 3
 
 
 @dataclass(frozen=True)
@@ -67,4 +74,21 @@ class NormalizedGradient:
             raise TypeError(msg)
 
     def half_step(self, half: HalfStep) -> Value:
-        return descend(half, self.scope, self.step)
+        if half.side.smooth:
+            return glide(half)
+        if half.side.quadratic:
+            return descend(half, self.scope, self.step)
+        if half.masked:
+            return proximal(half)
+        # The fixed factor's Gram matrix is at hand: sweeps over it cost no pass.
+        return minimise(half, SWEEPS)
+
+    def check(self, penalty: Penalty) -> None:
+        special = penalty.smooth or not penalty.quadratic
+        if special and not self.step.exact:
+            name = type(self.step).__name__
+            msg = (
+                f"steps of {name} work with Ridge only, got the penalty {penalty!r}; "
+                "use dmf.NormalizedGradient(), whose steps are exact"
+            )
+            raise ValueError(msg)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from array_api_compat import array_namespace
 
-from dmf.solvers.descent import Model
+from dmf.solvers.descent import Quadratic
 from dmf.validation import check_real
 
 Array = Any
@@ -32,11 +32,12 @@ class Constant:
 
     learning_rate: float
     moves: ClassVar[int] = 1
+    exact: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_real("learning_rate", self.learning_rate, positive=True)
 
-    def lengths(self, model: Model, round: int, tolerance: float) -> Array:
+    def lengths(self, model: Quadratic, round: int, tolerance: float) -> Array:
         return _normalized(model, self.learning_rate)
 
 
@@ -61,12 +62,13 @@ class Decay:
     learning_rate: float
     power: float = 0.5
     moves: ClassVar[int] = 1
+    exact: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_real("learning_rate", self.learning_rate, positive=True)
         check_real("power", self.power, positive=True)
 
-    def lengths(self, model: Model, round: int, tolerance: float) -> Array:
+    def lengths(self, model: Quadratic, round: int, tolerance: float) -> Array:
         return _normalized(model, self.learning_rate * float(round) ** -self.power)
 
 
@@ -84,8 +86,9 @@ class Exact:
     """
 
     moves: ClassVar[int] = 1
+    exact: ClassVar[bool] = True
 
-    def lengths(self, model: Model, round: int, tolerance: float) -> Array:
+    def lengths(self, model: Quadratic, round: int, tolerance: float) -> Array:
         slopes = model.loss_slopes + model.penalty_slopes
         curvature = model.loss_curvature + model.penalty_curvature
         return _on_line(slopes, curvature)
@@ -111,21 +114,15 @@ class Plane:
     """
 
     moves: ClassVar[int] = 2
+    exact: ClassVar[bool] = True
 
-    def lengths(self, model: Model, round: int, tolerance: float) -> Array:
+    def lengths(self, model: Quadratic, round: int, tolerance: float) -> Array:
         slopes = model.loss_slopes + model.penalty_slopes
         curvature = model.loss_curvature + model.penalty_curvature
         xp = array_namespace(slopes)
         b1, b2 = slopes[..., 0], slopes[..., 1]
         c11, c12, c22 = (curvature[..., k] for k in range(3))
-        determinant = c11 * c22 - c12 * c12
-        regular = determinant > tolerance * c11 * c22
-        safe = xp.where(regular, determinant, xp.ones_like(determinant))
-        line = _on_line(slopes[..., :1], curvature[..., :1])[..., 0]
-        along_gradient = xp.where(regular, (c12 * b2 - c22 * b1) / safe, line)
-        along_move = (c12 * b1 - c11 * b2) / safe
-        along_move = xp.where(regular, along_move, xp.zeros_like(line))
-        return xp.stack([along_gradient, along_move], axis=-1)
+        return xp.stack(plane_minimum((b1, b2), (c11, c12, c22), tolerance), axis=-1)
 
 
 @dataclass(frozen=True)
@@ -134,11 +131,12 @@ class Plain:
 
     learning_rate: float
     moves: ClassVar[int] = 1
+    exact: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_real("learning_rate", self.learning_rate, positive=True)
 
-    def lengths(self, model: Model, round: int, tolerance: float) -> Array:
+    def lengths(self, model: Quadratic, round: int, tolerance: float) -> Array:
         xp = array_namespace(model.gradient)
         return self.learning_rate * xp.ones_like(model.loss_slopes)
 
@@ -147,7 +145,7 @@ class Plain:
 STEPS = (Constant, Decay, Exact, Plane)
 
 
-def _normalized(model: Model, length: float) -> Array:
+def _normalized(model: Quadratic, length: float) -> Array:
     """Return length / ‖g‖; 0 where the gradient vanishes."""
     xp = array_namespace(model.gradient)
     norm = xp.sqrt(model.gradient)
@@ -161,3 +159,21 @@ def _on_line(slopes: Array, curvature: Array) -> Array:
     curved = curvature > 0
     safe = xp.where(curved, curvature, xp.ones_like(curvature))
     return xp.where(curved, -slopes / safe, xp.zeros_like(slopes))
+
+
+def plane_minimum(
+    slopes: tuple[Array, Array], curvature: tuple[Array, Array, Array], tolerance: float
+) -> tuple[Array, Array]:
+    """Return the lengths along two moves to the minimum of their plane.
+
+    Where the system is degenerate, the first move is followed alone.
+    """
+    xp = array_namespace(slopes[0])
+    b1, b2 = slopes
+    c11, c12, c22 = curvature
+    determinant = c11 * c22 - c12 * c12
+    regular = determinant > tolerance * c11 * c22
+    safe = xp.where(regular, determinant, xp.ones_like(determinant))
+    first = xp.where(regular, (c12 * b2 - c22 * b1) / safe, _on_line(b1, c11))
+    second = (c12 * b1 - c11 * b2) / safe
+    return first, xp.where(regular, second, xp.zeros_like(second))

@@ -1,0 +1,61 @@
+"""split_observed: entries to fit, and entries to judge the fit by."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dmf.engine.arrays import split_lazily
+from dmf.engine.kinds import is_dask
+from dmf.holdout import Share, part_of
+from dmf.validation import check_integer, check_matrix, check_real
+
+Array = Any
+
+
+def split_observed(X: Array, fraction: float, seed: int = 0) -> tuple[Array, Array]:
+    """Split the observed entries of X at random into two matrices.
+
+    An entry's lot depends on the seed, its row and its column alone: it is the same for
+    any chunking, whether X is dense or sparse, and when X has grown.
+
+    Parameters
+    ----------
+    X : array, shape (m, n)
+        As in `factorize`: NumPy, scipy.sparse, or a Dask array of either.
+    fraction : float
+        The share to hold out, above 0 and below 1.
+    seed : int, default 0
+
+    Returns
+    -------
+    train, held_out : arrays of the kind of X, shape (m, n)
+        What isn't in one is missing there: NaN, or not stored. Integers become float64
+        in dense arrays. Lazy for Dask arrays. ``factorize(train, …,
+        validation=held_out)`` takes them as they are.
+
+    Raises
+    ------
+    ValueError
+        `fraction` isn't between 0 and 1; X isn't a matrix.
+    TypeError
+        X holds no real numbers.
+
+    See Also
+    --------
+    factorize : its `validation=0.1` does the same on the way.
+
+    Examples
+    --------
+    >>> import numpy as np, dmf
+    >>> train, held_out = dmf.split_observed(np.ones((50, 40)), 0.1)
+    >>> int(np.isfinite(train).sum() + np.isfinite(held_out).sum())
+    2000
+    """
+    check_matrix("X", X)
+    if check_real("fraction", fraction, positive=True) >= 1:
+        msg = f"fraction must be below 1, got {fraction}; 0.1 holds out a tenth"
+        raise ValueError(msg)
+    share = Share(fraction, check_integer("seed", seed, at_least=0))
+    if is_dask(X):
+        return split_lazily(X, share, False), split_lazily(X, share, True)
+    return part_of(X, share, (0, 0), False), part_of(X, share, (0, 0), True)

@@ -1,0 +1,95 @@
+"""When the fit of a candidate ends, and what it leaves behind."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dmf.engine.rounds import State
+from dmf.history import Record
+from dmf.status import Certificate, Status
+
+
+@dataclass(frozen=True)
+class Rules:
+    """When a candidate's fit ends.
+
+    Parameters
+    ----------
+    max_rounds : int
+    tol : float
+        Converged: a round changes the objective by less than this share of it.
+    check_every : int
+        Rounds in one graph.
+    patience : int
+        Checks without a lower error on the held-out entries.
+    groups : tuple of int, or None
+        Candidates of the same number compete: the worse half of them is dropped time
+        and again. None: all are kept.
+    """
+
+    max_rounds: int
+    tol: float
+    check_every: int = 1
+    patience: int = 10
+    groups: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the loop leaves behind of a candidate.
+
+    `state` holds the candidate alone; None if it was dropped. Its leaves are values,
+    unless X is a Dask array: then they stay where the tasks ran.
+    """
+
+    candidate: int
+    state: State | None
+    records: tuple[Record, ...]
+    initial_objective: float
+    status: Status
+    certificate: Certificate | None
+
+    @property
+    def last(self) -> Record | None:
+        """The record of the round whose factors were kept."""
+        kept = self.status.factors_of
+        return self.records[kept - 1] if kept else None
+
+    @property
+    def objective(self) -> float:
+        return self.last.objective if self.last else self.initial_objective
+
+    @property
+    def rank_by(self) -> float:
+        """What tells the better candidate: the held-out error or the objective."""
+        return math.inf if self.last is None else score(self.last)
+
+
+@dataclass(frozen=True)
+class Best:
+    """Where a candidate had its lowest error on the held-out entries."""
+
+    rmse: float
+    state: State
+    checks: int = 0  # since then
+
+    @property
+    def round(self) -> int:
+        return self.state.round
+
+
+def score(record: Record) -> float:
+    """Return what tells the better of two candidates: less is better."""
+    if not math.isnan(record.validation_rmse):
+        return record.validation_rmse
+    return math.inf if math.isnan(record.objective) else record.objective
+
+
+def first_explosion(records: Sequence[Record]) -> int | None:
+    """Return the first round whose objective isn't finite."""
+    for record in records:
+        if not math.isfinite(record.objective):
+            return record.round
+    return None

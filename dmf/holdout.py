@@ -1,0 +1,97 @@
+"""Which entries are held out: a hash of seed, row and column decides.
+
+The same entries are held out for any chunking, on any machine, and whether X is dense
+or sparse; an entry keeps its lot when X grows.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from array_api_compat import array_namespace
+
+from dmf.entries import canonical_csr, filled_dtype, is_sparse, row_numbers
+
+Array = Any
+
+_WORD = 2**64
+# The increments and multipliers of SplitMix64 (Steele, Lea, Flood, "Fast splittable
+# pseudorandom number generators", OOPSLA 2014).
+_STEP = 0x9E3779B97F4A7C15
+_FIRST = 0xBF58476D1CE4E5B9
+_SECOND = 0x94D049BB133111EB
+
+
+class Share(NamedTuple):
+    """A share of the observed entries, drawn by hash.
+
+    Parameters
+    ----------
+    fraction : float
+        Between 0 and 1.
+    seed : int
+    """
+
+    fraction: float
+    seed: int
+
+    def chosen(self, rows: Array, columns: Array) -> Array:
+        """Return whether each entry is held out.
+
+        Parameters
+        ----------
+        rows, columns : arrays of uint64 that broadcast
+            Where the entries are in the whole matrix.
+        """
+        xp = array_namespace(rows)
+        seed = _word(xp, (self.seed * _STEP + 1) % _WORD)
+        of_row = _mixed(xp, rows * _word(xp, _STEP) + seed)
+        of_entry = _mixed(xp, of_row + (columns + _word(xp, 1)) * _word(xp, _FIRST))
+        return of_entry < _word(xp, int(self.fraction * _WORD))
+
+
+def part_of(X: Array, share: Share, origin: tuple[int, int], held_out: bool) -> Array:
+    """Return a part of X with the entries that are held out, or with the others.
+
+    Parameters
+    ----------
+    X : array or scipy.sparse array, shape (p, q)
+    share : Share
+    origin : (row, column)
+        Where the part begins in the whole matrix.
+    held_out : bool
+
+    Returns
+    -------
+    array of the kind of X, shape (p, q)
+        The other entries are missing: NaN, or not stored. Integers become float64.
+    """
+    if is_sparse(X):
+        X = canonical_csr(X)
+        rows = row_numbers(X.indptr).astype(np.uint64) + np.uint64(origin[0])
+        columns = X.indices.astype(np.uint64) + np.uint64(origin[1])
+        kept = share.chosen(rows, columns) == held_out
+        starts = np.concatenate([[0], np.cumsum(kept)])[X.indptr]
+        return type(X)((X.data[kept], X.indices[kept], starts), shape=X.shape)
+    xp = array_namespace(X)
+    rows, columns = (
+        xp.arange(start, start + size, dtype=xp.uint64)
+        for start, size in zip(origin, X.shape, strict=True)
+    )
+    kept = share.chosen(rows[:, None], columns[None, :]) == held_out
+    X = xp.astype(X, filled_dtype(X.dtype), copy=False)
+    return xp.where(kept, X, xp.full_like(X, xp.nan))
+
+
+def _mixed(xp: Any, word: Array) -> Array:
+    """Return SplitMix64's finaliser of each number: every bit depends on every bit."""
+    for shift, factor in ((30, _FIRST), (27, _SECOND)):
+        shifted = xp.bitwise_right_shift(word, _word(xp, shift))
+        word = xp.bitwise_xor(word, shifted) * _word(xp, factor)
+    return xp.bitwise_xor(word, xp.bitwise_right_shift(word, _word(xp, 31)))
+
+
+def _word(xp: Any, value: int) -> Array:
+    # An array, not a number: arrays wrap around without a warning.
+    return xp.asarray([value], dtype=xp.uint64)
