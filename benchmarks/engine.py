@@ -19,12 +19,14 @@ from typing import Any
 import dmf
 from benchmarks.common import median_ms, power_law, print_machine
 from dmf.engine.data import Data, load
+from dmf.engine.endings import Rules
 from dmf.engine.loop import Loop
 from dmf.engine.rounds import State, build_rounds, start_state
 from dmf.engine.runner import Cluster, Runner, Threads
+from dmf.init import RandomStart
+from dmf.objective import Objective, Side
 
 RIDGE = dmf.Ridge(0.1)
-PENALTIES = (RIDGE, RIDGE)
 SOLVERS = {
     "row, plane": dmf.NormalizedGradient(),
     "global, plane": dmf.NormalizedGradient("global", dmf.Plane()),
@@ -33,12 +35,12 @@ SOLVERS = {
 
 def bare_kernels(data: Data, state: State, pool: ThreadPoolExecutor) -> None:
     """Run the kernels of a round of the row-plane solver, and nothing else."""
-    W, H = ([strip for strip, _ in state.strips(axis)] for axis in (0, 1))
+    W, H = ([state.leaves[key].factor for key in keys] for keys in state.strips)
     P, Q = data.grid.shape
 
     def run(kernel: str, axis: int, place: tuple[int, int]) -> None:
         i, j = place
-        block = data.leaves[data.block(0).key(i, j)]
+        block = data.leaves[data.block(0).key(i, j)].block
         moving, fixed = (W[i], H[j]) if axis == 0 else (H[j], W[i])
         if kernel == "gradient":
             data.kernels.gradient(block, moving, fixed, axis)
@@ -48,6 +50,17 @@ def bare_kernels(data: Data, state: State, pool: ThreadPoolExecutor) -> None:
     places = list(product(range(P), range(Q)))
     for axis, kernel in product((0, 1), ("gradient", "curvature")):
         list(pool.map(partial(run, kernel, axis), places))
+
+
+def objective_of(rank: int) -> Objective:
+    side = Side((RIDGE,), (rank,), rank)
+    return Objective((side, side))
+
+
+def start_of(rank: int) -> Any:
+    """Return the function that makes the state to begin with."""
+    start = RandomStart(0, (0,), 1.0)
+    return partial(start_state, start=start, objective=objective_of(rank))
 
 
 def time_rounds(
@@ -65,16 +78,12 @@ def time_rounds(
         Loop(
             data,
             lambda: data,
-            lambda data, runner: start_state(
-                data, runner, rank=rank, seed=0, start=0, scale=0.5
-            ),
+            start_of(rank),
             solver,
-            PENALTIES,
+            objective_of(rank),
             runner,
-            max_rounds=rounds,
-            tol=0.0,
-            check_every=1,
-            watch=watch,
+            Rules(max_rounds=rounds, tol=0.0),
+            watch,
         ).run()
     steps = sorted(b - a for a, b in pairwise(times[1:]))
     return 1e3 * steps[len(steps) // 2]
@@ -83,7 +92,7 @@ def time_rounds(
 def report(X: Any, rank: int, client: Any) -> None:
     threads = Threads()
     data = load(X, None, rank, threads)
-    state = start_state(data, threads, rank=rank, seed=0, start=0, scale=0.5)
+    state = start_of(rank)(data, threads)
     P, Q = data.grid.shape
     m, n = X.shape
     print(f"\n{m} × {n}, {X.nnz / 1e6:.2f} M observed, rank {rank}: {P} × {Q} blocks")
@@ -94,7 +103,7 @@ def report(X: Any, rank: int, client: Any) -> None:
     for name, solver in SOLVERS.items():
 
         def build(solver: Any = solver) -> Any:
-            return build_rounds(data, state, solver, PENALTIES, 1)
+            return build_rounds(data, state, solver, objective_of(rank), 1)
 
         tasks = len(build()[0]) - len(data.leaves) - len(state.leaves)
         print(

@@ -101,7 +101,7 @@ def factorize(
         of them. The one with the lowest objective (with `validation`: the lowest RMSE
         on what is held out) is kept.
     drop : bool, default True
-        Drop the worse half of the restarts after 10 rounds, and again after 20, 40, …
+        Drop the worse half of the restarts after 8 rounds, and again after 16, 32, …
     max_rounds : int, default 200
         A round is a half-step on W, then one on H.
     tol : float, default 1e-4

@@ -121,7 +121,7 @@ def sweep(
 
     The factors of all candidates are stacked: each block of X is read once a pass, by
     the same tasks, however many candidates there are. The worse half of them is dropped
-    after 10 rounds, and again after 20, 40, …, by their error on the held-out entries.
+    after 8 rounds, and again after 16, 32, …, by their error on the held-out entries.
 
     Parameters
     ----------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ import click
 
 import dmf
 from dmf.engine.runner import ClusterError
+from dmf.offsets import COLUMNS
 from dmf.solvers import Solver
 
 # What bad input and the outside world raise: their messages are for the user's eyes.
@@ -88,6 +90,32 @@ overwrite_option = click.option(
     "entries, as is usual for ratings; plain is the default.",
 )
 @click.option(
+    "--offsets",
+    type=click.Choice(list(COLUMNS)),
+    default="none",
+    show_default=True,
+    help="Fit a level together with the factors: one for all, and one for each row, "
+    "each column, or both.",
+)
+@click.option(
+    "--non-negative", is_flag=True, help="Keep the factors' entries at 0 or above."
+)
+@click.option(
+    "--unobserved-weight",
+    type=float,
+    default=0.0,
+    show_default=True,
+    metavar="WEIGHT",
+    help="Take what is unobserved for zeros of this weight, at most 1; 0: missing.",
+)
+@click.option(
+    "--validation",
+    type=float,
+    metavar="SHARE",
+    help="Hold out this share of the observed entries, stop when their error no longer "
+    "falls, and save the factors that were best on them.",
+)
+@click.option(
     "--solver",
     type=click.Choice(list(SOLVERS)),
     default="plane",
@@ -123,6 +151,10 @@ def factorize(
     mask: str | None,
     ridge: float | None,
     ridge_by_count: bool | None,
+    offsets: str,
+    non_negative: bool,
+    unobserved_weight: float,
+    validation: float | None,
     solver: str,
     max_rounds: int,
     tol: float,
@@ -154,7 +186,10 @@ def factorize(
             X,
             rank,
             mask=None if mask is None else open_matrix(mask),
-            penalty="auto" if ridge is None else dmf.Ridge(ridge, bool(ridge_by_count)),
+            offsets=offsets,
+            penalty=_penalty(ridge, bool(ridge_by_count), non_negative),
+            unobserved_weight=unobserved_weight,
+            validation=validation,
             solver=SOLVERS[solver],
             restarts=restarts,
             max_rounds=max_rounds,
@@ -168,6 +203,15 @@ def factorize(
     if fit.status.code == "interrupted":
         click.echo(f"{fit.status}; saved as {output}", err=True)
         raise SystemExit(INTERRUPTED)
+
+
+def _penalty(
+    ridge: float | None, by_count: bool, non_negative: bool
+) -> dmf.Penalty | str:
+    if ridge is None:
+        return dmf.NonNegative() if non_negative else "auto"
+    penalty = dmf.Ridge(ridge, by_count)
+    return penalty + dmf.NonNegative() if non_negative else penalty
 
 
 @main.command(
@@ -280,12 +324,14 @@ def _summary(X: Any, mask: str | None, fit: dmf.Factorization, output: str) -> s
     if mask is None and hasattr(X, "nnz"):
         lines[0] = ("matrix", f"{m} × {n}, {X.nnz / (m * n):.3g} of it stored")
     if len(fit.history):
-        last = fit.history[-1]
+        kept = fit.history[(fit.status.factors_of or len(fit.history)) - 1]
         lines += [
-            ("rounds", f"{last.round}"),
-            ("objective", f"{last.objective:.6g}"),
-            ("RMSE", f"{last.rmse:.6g} on the observed entries"),
+            ("rounds", f"{len(fit.history)}"),
+            ("objective", f"{kept.objective:.6g}"),
+            ("RMSE", f"{kept.rmse:.6g} on the observed entries"),
         ]
+        if not math.isnan(kept.validation_rmse):
+            lines.append(("held out", f"{kept.validation_rmse:.6g} RMSE"))
     lines += [("status", f"{fit.status}"), ("model", output)]
     return "\n".join(f"{name:<10} {text}" for name, text in lines)
 

@@ -105,17 +105,6 @@ class Terms(NamedTuple):
         lasso = None if self.lasso is None else self.lasso[rows, ...]
         return self._replace(ridge=self.ridge[rows, ...], lasso=lasso)
 
-    def column(self, s: int) -> Terms:
-        """Return the terms of column s, as a strip of one column."""
-
-        def one(strengths: Array | None) -> Array | None:
-            if strengths is None or strengths.shape[-1] == 1:
-                return strengths
-            return strengths[..., s : s + 1]
-
-        ridge, centre, lasso, lower = map(one, self[:4])
-        return Terms(ridge, centre, lasso, lower, None)
-
     def _centred(self, factor: Array) -> Array:
         return factor if self.centre is None else factor - self.centre
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import dmf
+from dmf.engine.loop import DROP_AFTER
 from tests.problems import (
     FORMS,
     SOLVERS,
@@ -166,7 +167,7 @@ def test_a_callback_stops_all_restarts() -> None:
 
 @pytest.mark.parametrize("drop", [True, False])
 def test_the_worse_half_of_the_restarts_is_dropped(drop: bool) -> None:
-    """After 10 rounds, and again after 20; the others go on as if nothing was."""
+    """After 8 rounds, and again after 16; the others go on as if nothing was."""
     seen: list[dmf.Record] = []
     options = {"restarts": 5, "max_rounds": 25}
     fit = fitted(drop=drop, callbacks=[seen.append], **options)
@@ -174,8 +175,8 @@ def test_the_worse_half_of_the_restarts_is_dropped(drop: bool) -> None:
     if not drop:
         assert alive == [set(range(5))] * 25
     else:
-        assert list(map(len, alive)) == [5] * 10 + [3] * 10 + [2] * 5
-        for round in (10, 20):
+        assert list(map(len, alive)) == [5] * 8 + [3] * 8 + [2] * 9
+        for round in (DROP_AFTER, 2 * DROP_AFTER):
             ranking = sorted(
                 (r for r in seen if r.round == round), key=lambda r: r.objective
             )

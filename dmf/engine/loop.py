@@ -26,7 +26,7 @@ SNAPSHOT_EVERY = 10
 MAX_LOSSES = 5
 # The worse half of the candidates may be dropped after this many rounds, and again
 # whenever the rounds have doubled.
-DROP_AFTER = 10
+DROP_AFTER = 8
 
 
 @dataclass
@@ -66,6 +66,7 @@ class Loop:
         self._outcomes: dict[int, Outcome] = {}
         self._state: State | None = None
         self._snapshot: tuple[State, dict[int, Best]] | None = None
+        self._drop_next = DROP_AFTER
         self._losses = 0
         self._stopped = False
 
@@ -153,8 +154,8 @@ class Loop:
             self._stopped = True
             endings = dict.fromkeys(self._alive, "stopped")
         self._retire(after, endings)
+        self._drop_losers(after.round)
         if after.round // SNAPSHOT_EVERY > state.round // SNAPSHOT_EVERY:
-            self._drop_losers(state.round, after.round)
             self._take_snapshot()
 
     def _tell(
@@ -256,13 +257,13 @@ class Loop:
             before = record.objective
         return False
 
-    def _drop_losers(self, before: int, after: int) -> None:
-        """Drop the worse half of each group, after 10, 20, 40, … rounds."""
-        milestones = (DROP_AFTER * 2**k for k in range(32))
-        if self.rules.groups is None or not any(
-            before < milestone <= after for milestone in milestones
-        ):
+    def _drop_losers(self, round: int) -> None:
+        """Drop the worse half of each group, after 8, 16, 32, … rounds."""
+        if self.rules.groups is None or round < self._drop_next:
             return
+        # Rounds that run again after a loss come too late for what is done.
+        while self._drop_next <= round:
+            self._drop_next *= 2
         losers = []
         for group in sorted(set(self.rules.groups)):
             members = [k for k in self._alive if self.rules.groups[k] == group]

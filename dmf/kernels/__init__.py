@@ -7,15 +7,19 @@ name         what it gives for one block
 ===========  ======================================================================
 `gradient`   the gradient of the data term for the moving factor, and the loss
 `curvature`  the second derivatives of the loss in the plane of one or two moves
+`product`    X times the fixed factor: all of X that matters where nothing is masked
 `gram`       the matrices of the normal equations, one for each moving row
-`predict`    the approximation W H
+`errors`     squared and absolute errors of the approximation
 ===========  ======================================================================
+
+Both also offer `descend_coordinates`, which works on strips and their normal equations.
 
 Both halves of a round are one computation on X and on its transpose. So a kernel
 speaks of the *moving* factor, the one that a half-step updates, and of the *fixed*
 one. ``axis=0`` moves W (one row for each row of the block), ``axis=1`` moves H (one
 row for each column of the block: inside dmf, H is kept transposed, so that a strip of
-either factor is an array of shape (length, rank)).
+either factor is an array of shape (length, K, rank), K being the number of candidates
+that are fitted together).
 """
 
 from __future__ import annotations

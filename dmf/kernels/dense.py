@@ -14,6 +14,8 @@ from typing import Any
 
 from array_api_compat import array_namespace, is_cupy_namespace, is_numpy_namespace
 
+from dmf.kernels.coordinates import descend_coordinates as descend_coordinates
+
 Array = Any  # an array of any array-API namespace
 
 # A tile that stays in a core's level-2 cache, but has enough rows to keep BLAS busy.

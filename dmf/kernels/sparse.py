@@ -18,6 +18,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from dmf.kernels.coordinates import descend_coordinates as descend_coordinates
+
 Array = NDArray[Any]
 
 # Candidates that go through the entries together, and the fewest that are worth it for

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,7 +12,6 @@ from array_api_compat import array_namespace
 from dmf.objective import Side, Terms
 from dmf.penalties import Penalty
 from dmf.solvers.base import HalfStep, Moved, Value, moved
-from dmf.solvers.coordinates import descend_coordinates
 from dmf.solvers.loss import Loss
 
 Array = Any
@@ -60,7 +60,11 @@ def minimise(half: HalfStep, sweeps: int) -> Value:
     summed, hessian = Loss(half).normal_equations(half.moving)
     return half.per_strip(
         "update",
-        partial(solve, side=half.side, sweeps=sweeps),
+        partial(
+            solve,
+            side=half.side,
+            descend=partial(half.kernels.descend_coordinates, sweeps=sweeps),
+        ),
         half.moving,
         summed,
         hessian,
@@ -77,7 +81,7 @@ def solve(
     centre: Array,
     *,
     side: Side,
-    sweeps: int,
+    descend: Callable[..., Array],
 ) -> Moved:
     """Move every row of a strip to the minimum of the objective."""
     xp = array_namespace(moving)
@@ -103,7 +107,8 @@ def solve(
             move[rows, ...] = xp.astype(exact, moving.dtype)
             factor[rows, ...] = before + move[rows, ...]
         else:
-            exact = descend_coordinates(before, system, right, of_tile, sweeps)
+            parts = (of_tile.ridge, of_tile.lasso, of_tile.lower, of_tile.free)
+            exact = descend(before, system, right, *parts)
             factor[rows, ...] = xp.astype(exact, moving.dtype)
             move[rows, ...] = factor[rows, ...] - before
         taken = xp.astype(move[rows, ...], xp.float64)
