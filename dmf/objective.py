@@ -174,38 +174,37 @@ class Side:
             What the offsets are pulled towards.
         """
         xp = array_namespace(like)
-        ridge = self._spread(xp, [p.ridge(counts) for p in self._distinct()])
-        thresholds = [p.lasso(counts) for p in self._distinct()]
+        dtype = like.dtype
+
+        def spread(strengths: list[Array]) -> Array:
+            return xp.astype(xp.stack(strengths, axis=1), dtype)[:, :, None]
+
+        distinct = self._distinct()
+        ridge = spread([penalty.ridge(counts) for penalty in distinct])
         lasso = None
+        thresholds = [penalty.lasso(counts) for penalty in distinct]
         if any(one is not None for one in thresholds):
             nothing = xp.zeros_like(counts)
-            given = [nothing if one is None else one for one in thresholds]
-            lasso = self._spread(xp, given)
+            lasso = spread([nothing if one is None else one for one in thresholds])
         lower = None
-        if any(p.nonnegative for p in self.penalties):
-            lower = np.full((len(self.penalties), self.width), -np.inf)
+        if any(penalty.nonnegative for penalty in self.penalties):
+            bounds = np.full((len(self.penalties), self.width), -np.inf)
             for k, penalty in enumerate(self.penalties):
                 if penalty.nonnegative:
-                    lower[k, : self.rank] = 0
-        middle = None
+                    bounds[k, : self.rank] = 0
+            lower = xp.asarray(bounds, dtype=dtype)
+        middle = free = None
         if self.roles:
-            ridge = self._beside(xp, ridge, self._offset_strengths(xp, counts))
+            offset = xp.astype(self._offset_strengths(xp, counts), dtype)
+            ridge = self._beside(xp, ridge, offset)
             if lasso is not None:
-                lasso = self._beside(xp, lasso, xp.zeros_like(counts))
+                lasso = self._beside(xp, lasso, xp.zeros_like(offset))
+            moving = [1.0] * self.rank + [float(r == "offset") for r in self.roles]
+            free = xp.asarray(moving, dtype=dtype)
             if self.offset is not None:
                 one_hot = xp.asarray(np.eye(self.width)[self.offset])
-                middle = centre[:, None] * one_hot
-        free = [role == "offset" for role in self.roles]
-        dtype = like.dtype
-        return Terms(
-            xp.astype(ridge, dtype),
-            None if middle is None else xp.astype(middle, dtype),
-            None if lasso is None else xp.astype(lasso, dtype),
-            None if lower is None else xp.asarray(lower, dtype=dtype),
-            xp.asarray([1.0] * self.rank + [float(f) for f in free], dtype=dtype)
-            if self.roles
-            else None,
-        )
+                middle = xp.astype(centre[:, None] * one_hot, dtype)
+        return Terms(ridge, middle, lasso, lower, free)
 
     def level(self, factor: Array, counts: Array) -> tuple[Array, Array]:
         """Return sums of weight and offset: their quotient is the next centre."""
@@ -231,10 +230,6 @@ class Side:
         if "offset" not in self.roles:
             return xp.zeros_like(counts)
         return self.offset_penalty.ridge(counts)
-
-    def _spread(self, xp: Any, strengths: list[Array]) -> Array:
-        """Return strengths of shape (p, K or 1, 1)."""
-        return xp.stack(strengths, axis=1)[:, :, None]
 
     def _beside(self, xp: Any, strengths: Array, offset: Array) -> Array:
         """Return strengths for the factor's columns and for those beside them."""
