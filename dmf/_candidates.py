@@ -172,6 +172,8 @@ def _objective(
             max(ranks),
             COLUMNS[settings.offsets][axis],
             _offset_penalty(settings),
+            # Entries of W and H are about so large too: their products are like X.
+            data.totals.deviation**0.5 or 1.0,
         )
         for axis in (0, 1)
     )
@@ -233,8 +235,7 @@ def _result(
     offsets: list[Array | None] = [None, None]
     for axis, side in enumerate(objective.sides):
         if side.offset is not None and "tied" not in side.roles:
-            column = side.offset
-            offsets[axis] = offsets_of(data, state, axis, column, lazy, runner)
+            offsets[axis] = offsets_of(data, state, axis, side, lazy, runner)
     has_offsets = settings.offsets != "none"
     return Factorization(
         W=W,
@@ -245,7 +246,10 @@ def _result(
         solver=settings.solver,
         seed=settings.seed,
         offsets=settings.offsets,
-        offset=sum(level_of(state, axis, runner) for axis in (0, 1)),
+        offset=sum(
+            level_of(state, axis, side, runner)
+            for axis, side in enumerate(objective.sides)
+        ),
         row_offsets=offsets[0],
         column_offsets=offsets[1],
         offset_penalty=objective.sides[0].offset_penalty if has_offsets else None,

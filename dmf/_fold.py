@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dmf._split import without_held_out
 from dmf.containers import (
     check_continues,
     check_same_labels,
@@ -51,6 +52,9 @@ def fold_in(
     own, other = SIDES[axis]
     X, mask, labels = unwrap_pair(X, mask)
     shape = check_matrix(own, X)
+    if shape[axis] == 0:
+        msg = f"{own} has shape {shape}; give at least one new {own[:-1]}"
+        raise ValueError(msg)
     if shape[1 - axis] != fit.shape[1 - axis]:
         msg = (
             f"{own} has shape {shape}, but the model has {fit.shape[1 - axis]} {other};"
@@ -93,7 +97,8 @@ def _folded(
         factor = factor_of(data, state, axis, fit.rank, lazy, runner)
         column = objective.sides[axis].offset
         if column is not None and "offset" in roles[axis]:
-            new[axis] = offsets_of(data, state, axis, column, lazy, runner)
+            side = objective.sides[axis]
+            new[axis] = offsets_of(data, state, axis, side, lazy, runner)
     parts: dict[str, Any] = (
         {"W": factor, "row_offsets": new[0]}
         if axis == 0
@@ -134,6 +139,8 @@ def start_from(
         )
         raise ValueError(msg)
     check_continues(labels, fit.labels, "X")
+    # The factors of new rows and columns must not see what is held out either.
+    X = without_held_out(X, settings.validation)
     for axis in (1, 0):
         fit = _grown(fit, X, mask, axis, settings.client)
     offsets = settings.offsets
@@ -184,11 +191,11 @@ def columns_of(
     level = _level(fit, axis) if level is None else level
     offsets = fit.row_offsets if axis == 0 else fit.column_offsets
     ones = factor[:, :1] * 0 + 1
-    beside = ones * factor.dtype.type(level)
+    columns = {"one": ones, "tied": ones * factor.dtype.type(level)}
+    columns["offset"] = columns["tied"]
     if offsets is not None:
-        beside = beside + offsets[:, None]
-    parts = [ones if role == "one" else beside for role in roles]
-    return concatenated([factor, *parts], 1)
+        columns["offset"] = columns["tied"] + offsets[:, None]
+    return concatenated([factor, *(columns[role] for role in roles)], 1)
 
 
 def _blank(side: Side, length: int, level: float) -> Array:

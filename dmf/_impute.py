@@ -53,6 +53,10 @@ def impute(X: Array, factorization: Factorization, mask: Array | None = None) ->
     >>> bool(np.isnan(filled).any()), float(filled[3, 1])
     (False, 8.0)
     """
+    given: Any = factorization
+    if not isinstance(given, Factorization):
+        msg = f"factorization must be a dmf.Factorization, got {given!r}"
+        raise TypeError(msg)
     X, mask, labels = unwrap_pair(X, mask)
     shape = check_matrix("X", X)
     if shape != factorization.shape:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from dmf._fold import columns_of
+from dmf.containers import check_same_labels, unwrap_pair
 from dmf.engine.kinds import block_kind
 from dmf.engine.predict import bands_of, errors_of, exclusions, fetch, multiply_lazily
 from dmf.engine.runner import choose_runner
@@ -104,10 +105,14 @@ def recommend(
         raise ValueError(msg)
     n = check_integer("n", n, at_least=1)
     if exclude is not None:
+        exclude, _, labels = unwrap_pair(exclude, None)
+        check_same_labels(labels, fit.labels)
         _check_exclude(exclude, fit.shape)
         exclude = canonical_csr(exclude) if is_sparse(exclude) else exclude
     (W,) = fetch(_strips(fit, rows, slice(0, 0))[0])
     dtype = np.result_type(fit.W.dtype, fit.H.dtype)
+    # There are no more than all columns, however many are asked for.
+    wanted, n = n, min(n, fit.shape[1])
     columns = np.full((len(rows), n), -1)
     scores = np.full((len(rows), n), -np.inf, dtype=dtype)
     step = max(1, TILE_ENTRIES // (min(TILE_COLUMNS, fit.shape[1]) + 2 * n))
@@ -126,7 +131,11 @@ def recommend(
                     _improve(columns, scores, tile, found, band.start + first)
     none = np.isneginf(scores)
     columns[none], scores[none] = -1, np.nan
-    return columns, scores
+    beyond = ((0, 0), (0, wanted - n))
+    return (
+        np.pad(columns, beyond, constant_values=-1),
+        np.pad(scores, beyond, constant_values=np.nan),
+    )
 
 
 def score(
@@ -136,6 +145,8 @@ def score(
     client: Client | None = None,
 ) -> Score:
     """Return the errors on the observed entries of X: `Factorization.score`."""
+    X, mask, labels = unwrap_pair(X, mask)
+    check_same_labels(labels, fit.labels)
     shape = check_matrix("X", X)
     if shape != fit.shape:
         msg = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from dmf._candidates import Callback, Settings
@@ -63,6 +64,25 @@ def check_settings(
         callbacks=check_callbacks(callbacks),
         progress=progress,
     )
+
+
+# What sweep and Ensemble.fit pass on.
+OPTIONS = tuple(
+    name
+    for name in signature(check_settings).parameters
+    if name not in ("X", "mask", "validation", "groups")
+)
+
+
+def check_options(options: dict[str, Any], function: str) -> None:
+    """Refuse options that `factorize` doesn't have, or that have no place here."""
+    for name in options:
+        if name not in (*OPTIONS, "validation"):
+            msg = (
+                f"{function} has no option {name!r}; besides its own, it takes "
+                f"{', '.join(OPTIONS)}"
+            )
+            raise TypeError(msg)
 
 
 def check_penalty(penalty: Any) -> tuple[Any, Any]:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
+from dmf.containers import unwrap_pair
 from dmf.engine.arrays import split_lazily
 from dmf.engine.kinds import is_dask
+from dmf.entries import canonical_csr, is_sparse, row_numbers
 from dmf.holdout import Share, part_of
 from dmf.validation import check_integer, check_matrix, check_real
 
@@ -51,11 +55,50 @@ def split_observed(X: Array, fraction: float, seed: int = 0) -> tuple[Array, Arr
     >>> int(np.isfinite(train).sum() + np.isfinite(held_out).sum())
     2000
     """
+    X, mask, labels = unwrap_pair(X, None)
     check_matrix("X", X)
     if check_real("fraction", fraction, positive=True) >= 1:
         msg = f"fraction must be below 1, got {fraction}; 0.1 holds out a tenth"
         raise ValueError(msg)
-    share = Share(fraction, check_integer("seed", seed, at_least=0))
+    share = Share(float(fraction), check_integer("seed", seed, at_least=0))
+    if mask is not None:
+        msg = (
+            "the triplets have weights, which split_observed can't split; leave out "
+            "weight= in from_triplets"
+        )
+        raise ValueError(msg)
+
+    def part(held_out: bool) -> Array:
+        matrix = _part(X, share, held_out)
+        # Sparse parts go by position: a data frame would store what is missing.
+        if labels is None or is_sparse(X) or is_dask(X):
+            return matrix
+        return labels.wrap_matrix(matrix)
+
+    return part(False), part(True)
+
+
+def without_held_out(X: Array, validation: Any) -> Array:
+    """Return X without the entries that a fit must not see.
+
+    Parameters
+    ----------
+    X : array, shape (m, n)
+    validation : Share, array or None
+        As `dmf.observed.observe` takes it.
+    """
+    if isinstance(validation, Share):
+        return _part(X, validation, held_out=False, same_pattern=True)
+    if validation is None or validation.dtype != bool:
+        return X
+    if is_sparse(X):
+        X = canonical_csr(X).copy()
+        X.data[validation.tocsr()[row_numbers(X.indptr), X.indices]] = np.nan
+        return X
+    return np.where(validation, np.nan, X)
+
+
+def _part(X: Array, share: Share, held_out: bool, same_pattern: bool = False) -> Array:
     if is_dask(X):
-        return split_lazily(X, share, False), split_lazily(X, share, True)
-    return part_of(X, share, (0, 0), False), part_of(X, share, (0, 0), True)
+        return split_lazily(X, share, held_out, same_pattern)
+    return part_of(X, share, (0, 0), held_out, same_pattern)

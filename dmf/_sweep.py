@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import Any
 
+import numpy as np
+
 from dmf._candidates import Candidate, Fitted, best_of, fit_candidates
-from dmf._settings import check_compatible, check_penalty, check_settings
+from dmf._settings import (
+    check_compatible,
+    check_options,
+    check_penalty,
+    check_settings,
+)
 from dmf.containers import unwrap_like, unwrap_pair
 from dmf.penalties import Penalty
 from dmf.result import Factorization
@@ -72,8 +80,7 @@ class Sweep(Sequence[Trial]):
     """
 
     def __init__(self, trials: Sequence[Trial], best: Factorization) -> None:
-        order = sorted(trials, key=lambda t: (t.status == "dropped", t.validation_rmse))
-        self._trials = tuple(order)
+        self._trials = tuple(sorted(trials, key=_place))
         self.best = best
 
     def __getitem__(self, index: Any) -> Any:
@@ -105,6 +112,12 @@ class Sweep(Sequence[Trial]):
 
     def __repr__(self) -> str:
         return f"Sweep({len(self)} trials, best={self.best!r})"
+
+
+def _place(trial: Trial) -> tuple[bool, float]:
+    """Return what a trial's place in the table goes by: kept ones first."""
+    rmse = trial.validation_rmse
+    return trial.status == "dropped", math.inf if math.isnan(rmse) else rmse
 
 
 def sweep(
@@ -169,9 +182,14 @@ def sweep(
     X, mask, labels = unwrap_pair(X, options.pop("mask", None))
     validation = unwrap_like(validation, labels, "validation")
     shape = check_matrix("X", X)
-    if not len(ranks) or not len(penalties):
-        msg = "give at least one rank and one penalty"
-        raise ValueError(msg)
+    check_options(options, "sweep")
+    for name, given in (("ranks", ranks), ("penalties", penalties)):
+        if isinstance(given, str) or not isinstance(given, Sequence | np.ndarray):
+            msg = f"{name} must be a list, got {given!r}; give [{given!r}]"
+            raise TypeError(msg)
+        if not len(given):
+            msg = f"{name} is empty; give at least one"
+            raise ValueError(msg)
     if validation is None:
         msg = (
             "validation is None, but the candidates of a sweep are compared by their "
@@ -197,15 +215,15 @@ def sweep(
 
 def _trial(fit: Fitted) -> Trial:
     outcome = fit.outcome
-    last = outcome.last or outcome.records[-1]
+    last = outcome.last or next(reversed(outcome.records), None)
     return Trial(
         rank=fit.candidate.rank,
         penalty=fit.candidate.penalty,
         start=fit.candidate.number,
-        objective=last.objective,
-        validation_rmse=last.validation_rmse,
-        validation_mae=last.validation_mae,
+        objective=last.objective if last else outcome.initial_objective,
+        validation_rmse=last.validation_rmse if last else math.nan,
+        validation_mae=last.validation_mae if last else math.nan,
         rounds=len(outcome.records),
-        seconds=outcome.records[-1].seconds,
+        seconds=outcome.records[-1].seconds if outcome.records else 0.0,
         status=outcome.status.code,
     )

@@ -86,7 +86,8 @@ def unwrap_like(other: Any, labels: Labels | None, name: str = "mask") -> Any:
 
     If it has labels, they must be those of X, `labels`, in the same order.
     """
-    array, its = unwrap(other, name)
+    known = isinstance(other, Triplets)
+    array, its = (other.X, other.labels) if known else unwrap(other, name)
     difference = labels.difference(its) if labels is not None and its else None
     if difference is not None:
         msg = (

@@ -10,8 +10,13 @@ import numpy as np
 
 from dmf._candidates import Candidate, fit_candidates
 from dmf._predict import predict
-from dmf._settings import check_compatible, check_penalty, check_settings
-from dmf.containers import unwrap_pair
+from dmf._settings import (
+    check_compatible,
+    check_options,
+    check_penalty,
+    check_settings,
+)
+from dmf.containers import unwrap_like, unwrap_pair
 from dmf.result import Factorization
 from dmf.validation import check_integer, check_matrix, check_rank
 
@@ -57,6 +62,11 @@ class Ensemble:
     fits: Sequence[Factorization]
 
     def __post_init__(self) -> None:
+        if not isinstance(self.fits, Sequence) or not all(
+            isinstance(fit, Factorization) for fit in self.fits
+        ):
+            msg = f"an ensemble needs a list of dmf.Factorization, got {self.fits!r}"
+            raise TypeError(msg)
         object.__setattr__(self, "fits", tuple(self.fits))
         shapes = {fit.shape for fit in self.fits}
         if len(shapes) != 1:
@@ -84,16 +94,26 @@ class Ensemble:
             As in `factorize`.
         """
         X, mask, labels = unwrap_pair(X, options.pop("mask", None))
+        if "validation" in options:
+            validation = unwrap_like(options["validation"], labels, "validation")
+            options["validation"] = validation
         shape = check_matrix("X", X)
         rank = check_rank(rank, shape)
         restarts = check_integer("restarts", restarts, at_least=2)
         pair = check_penalty(options.pop("penalty", "auto"))
+        check_options(options, "Ensemble.fit")
         settings = check_settings(X, mask=mask, **options)
         check_compatible(shape, [pair], settings.solver)
         candidates = [Candidate(rank, pair, number) for number in range(restarts)]
         found = fit_candidates(X, candidates, settings)
-        kept = [one.factorization for one in found if one.factorization]
-        return cls([replace(fit, labels=labels) for fit in kept])
+        objectives = tuple(one.outcome.objective for one in found)
+        return cls(
+            [
+                replace(one.factorization, labels=labels, objectives=objectives)
+                for one in found
+                if one.factorization is not None
+            ]
+        )
 
     def predict(self, rows: Array, columns: Array) -> Prediction:
         """Return the mean and the standard deviation for pairs of row and column.

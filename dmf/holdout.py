@@ -51,7 +51,13 @@ class Share(NamedTuple):
         return of_entry < _word(xp, int(self.fraction * _WORD))
 
 
-def part_of(X: Array, share: Share, origin: tuple[int, int], held_out: bool) -> Array:
+def part_of(
+    X: Array,
+    share: Share,
+    origin: tuple[int, int],
+    held_out: bool,
+    same_pattern: bool = False,
+) -> Array:
     """Return a part of X with the entries that are held out, or with the others.
 
     Parameters
@@ -61,6 +67,8 @@ def part_of(X: Array, share: Share, origin: tuple[int, int], held_out: bool) -> 
     origin : (row, column)
         Where the part begins in the whole matrix.
     held_out : bool
+    same_pattern : bool
+        Whether a sparse X goes on storing the others, as NaN, so that a mask fits it.
 
     Returns
     -------
@@ -72,6 +80,9 @@ def part_of(X: Array, share: Share, origin: tuple[int, int], held_out: bool) -> 
         rows = row_numbers(X.indptr).astype(np.uint64) + np.uint64(origin[0])
         columns = X.indices.astype(np.uint64) + np.uint64(origin[1])
         kept = share.chosen(rows, columns) == held_out
+        if same_pattern:
+            data = np.where(kept, X.data.astype(filled_dtype(X.dtype)), np.nan)
+            return type(X)((data, X.indices, X.indptr), shape=X.shape)
         starts = np.concatenate([[0], np.cumsum(kept)])[X.indptr]
         return type(X)((X.data[kept], X.indices[kept], starts), shape=X.shape)
     xp = array_namespace(X)

@@ -126,6 +126,10 @@ class Side:
         The columns beside those of the factor.
     offset_penalty : Ridge
         On the offsets, around their centre.
+    unit : float
+        What the columns of ones hold; offsets are divided by it. With it, the columns
+        of a factor are about as large as each other, whatever the unit of X is: a move
+        along one gradient suits them all.
     """
 
     penalties: tuple[Penalty, ...]
@@ -133,6 +137,7 @@ class Side:
     rank: int
     roles: tuple[Role, ...] = ()
     offset_penalty: Ridge = NO_RIDGE
+    unit: float = 1.0
 
     @property
     def width(self) -> int:
@@ -147,6 +152,12 @@ class Side:
     @property
     def quadratic(self) -> bool:
         return all(penalty.quadratic for penalty in self.penalties)
+
+    def scaled(self, strip: Array) -> Array:
+        """Return a strip in natural units, with the columns beside it in `unit`."""
+        for role, column in zip(self.roles, range(self.rank, self.width), strict=True):
+            strip[..., column] *= self.unit if role == "one" else 1 / self.unit
+        return strip
 
     @property
     def smooth(self) -> bool:
@@ -229,7 +240,7 @@ class Side:
     def _offset_strengths(self, xp: Any, counts: Array) -> Array:
         if "offset" not in self.roles:
             return xp.zeros_like(counts)
-        return self.offset_penalty.ridge(counts)
+        return self.unit**2 * self.offset_penalty.ridge(counts)
 
     def _beside(self, xp: Any, strengths: Array, offset: Array) -> Array:
         """Return strengths for the factor's columns and for those beside them."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
@@ -32,32 +33,70 @@ if TYPE_CHECKING:
 Array = Any
 
 
-class Totals(NamedTuple):
-    """Sums over the entries of a block that the loss sees, or of many blocks.
+@dataclass(frozen=True)
+class Totals:
+    """What is to be known of the entries of a block that the loss sees; they add up.
 
     Parameters
     ----------
     entries : int
         Observed entries.
-    weight, sum, sum_of_squares : float
-        Weighted sums of 1, x and x²; what isn't observed counts as zeros of weight α.
+    weight : float
+        The sum of their weights; what isn't observed counts as zeros of weight α.
+    mean : float
+        Weighted.
+    spread : float
+        The weighted sum of squares around the mean: the squares themselves would lose
+        it where the level is far above it.
     masked : int
         Blocks whose entries aren't all observed with weight 1.
     held_out : float
         The weight of the entries that are held out.
+
+    References
+    ----------
+    .. [1] T. F. Chan, G. H. Golub, R. J. LeVeque, "Updating formulae and a pairwise
+       algorithm for computing sample variances", COMPSTAT 1982 (the sum of two).
     """
 
-    entries: int
-    weight: float
-    sum: float
-    sum_of_squares: float
-    masked: int
-    held_out: float
+    entries: int = 0
+    weight: float = 0.0
+    mean: float = 0.0
+    spread: float = 0.0
+    masked: int = 0
+    held_out: float = 0.0
+
+    def __add__(self, other: Totals) -> Totals:
+        weight = self.weight + other.weight
+        share = other.weight / weight if weight > 0 else 0.0
+        apart = other.mean - self.mean
+        return Totals(
+            self.entries + other.entries,
+            weight,
+            self.mean + share * apart,
+            self.spread + other.spread + apart * apart * self.weight * share,
+            self.masked + other.masked,
+            self.held_out + other.held_out,
+        )
+
+    @classmethod
+    def of(cls, values: Array, weights: Array | None) -> Totals:
+        """Return the weight, mean and spread of some values."""
+        xp = array_namespace(values)
+        values = xp.astype(values, xp.float64)  # squares may leave float32
+        if weights is None:
+            weights = xp.ones_like(values)
+        weights = xp.astype(weights, xp.float64)
+        weight = float(xp.sum(weights))
+        if weight <= 0:
+            return cls()
+        mean = float(xp.sum(weights * values)) / weight
+        spread = float(xp.sum(weights * (values - mean) ** 2))
+        return cls(weight=weight, mean=mean, spread=spread)
 
     @property
-    def mean(self) -> float:
-        """The weighted mean; 0 if nothing is observed."""
-        return self.sum / self.weight if self.weight > 0 else 0.0
+    def sum_of_squares(self) -> float:
+        return self.spread + self.weight * self.mean * self.mean
 
     @property
     def mean_square(self) -> float:
@@ -67,7 +106,7 @@ class Totals(NamedTuple):
     @property
     def deviation(self) -> float:
         """The weighted standard deviation of the observed entries; 0 without any."""
-        return math.sqrt(max(self.mean_square - self.mean**2, 0.0))
+        return math.sqrt(self.spread / self.weight) if self.weight > 0 else 0.0
 
 
 class Observed(NamedTuple):
@@ -126,11 +165,6 @@ def observe(
         return look(X, mask, dtype, origin, unobserved, validation)
 
 
-def is_empty(part: Observed) -> bool:
-    """Return whether nothing in a part counts."""
-    return part.totals.weight <= 0
-
-
 def _observe_dense(
     X: Array,
     mask: Array | None,
@@ -160,27 +194,27 @@ def _observe_dense(
         if weights is not None and given is None:
             held_weights = xp.where(held, weights, xp.zeros_like(weights))
         held_out = DenseBlock(values_held, held_weights)
+    counts = [xp.sum(used, axis=1 - axis, dtype=xp.float64) for axis in (0, 1)]
     block_values = values
     if unobserved > 0:
-        # What isn't used is a zero with a weight, so that nothing stays masked.
+        # What isn't observed is a zero with a weight; what is held out, nothing at all.
         block_values = xp.where(used, values, xp.zeros_like(values))
-        flat = xp.full(X.shape, unobserved, dtype=dtype)
+        rest = ~used if validation is None else ~used & ~held
+        flat = xp.astype(rest, dtype) * unobserved
         ones = xp.ones_like(flat)
         weights = xp.where(used, ones if weights is None else weights, flat)
         final = None if bool(xp.all(weights == 1)) else weights
+        for axis in (0, 1):
+            zeros = xp.sum(rest, axis=1 - axis, dtype=xp.float64)
+            counts[axis] = counts[axis] + unobserved * zeros
     elif weights is not None:
         final = xp.where(used, weights, xp.zeros_like(weights))
     else:
         final = None if bool(xp.all(used)) else used
     block = DenseBlock(block_values, final)
-    # In float64, as the sums of long rows.
-    seen = xp.astype(used, xp.float64)
-    counts = tuple(
-        xp.sum(seen, axis=1 - axis) + unobserved * xp.sum(1 - seen, axis=1 - axis)
-        for axis in (0, 1)
-    )
     entries = int(xp.count_nonzero(used))
-    return Observed(block, held_out, counts, _totals_dense(block, entries, held_out))
+    totals = _totals_dense(block, entries, held_out)
+    return Observed(block, held_out, (counts[0], counts[1]), totals)
 
 
 def _held_out_dense(
@@ -202,7 +236,7 @@ def _held_out_dense(
         return observed & validation, None
     held = observed_entries(validation, None)
     _check_apart(observed & held, origin)
-    _check_finite(validation, held, xp, origin)
+    _check_finite(validation, held, xp, origin, "validation")
     given = xp.astype(validation, dtype)
     return held, xp.where(held, given, xp.zeros_like(given))
 
@@ -211,21 +245,15 @@ def _totals_dense(
     block: DenseBlock, entries: int, held_out: DenseBlock | None
 ) -> Totals:
     xp = array_namespace(block.values)
-    sums = [0.0, 0.0, 0.0]
-    for rows in dense.tiles(block):
-        values = xp.astype(block.values[rows, :], xp.float64)  # squares leave float32
-        weights = xp.ones_like(values)
-        if block.weights is not None:
-            weights = xp.astype(block.weights[rows, :], xp.float64)
-        weighted = weights * values
-        for k, part in enumerate((weights, weighted, weighted * values)):
-            sums[k] += float(xp.sum(part))
+    masked = int(block.weights is not None)
     held = 0.0
     if held_out is not None:
         held = float(xp.sum(xp.astype(held_out.weights, xp.float64)))
-    weight, total, squares = sums
-    masked = int(block.weights is not None)
-    return Totals(entries, weight, total, squares, masked, held)
+    total = Totals(entries=entries, masked=masked, held_out=held)
+    for rows in dense.tiles(block):
+        weights = None if block.weights is None else block.weights[rows, :]
+        total = total + Totals.of(block.values[rows, :], weights)
+    return total
 
 
 def _observe_sparse(
@@ -265,12 +293,43 @@ def _observe_sparse(
         used = observed & ~held
         held_out = part(held) if held_out is None else held_out
     block = part(used)
+    entries = len(block.values)
+    stored = block
+    if unobserved > 0 and held_out is not None:
+        # Held out is neither observed nor a zero: stored with weight 0, it is nothing.
+        stored = _with_weight_zero(block, held_out)
     counts = []
-    for axis, index in enumerate((row_numbers(block.starts), block.columns)):
-        stored = np.bincount(index, minlength=X.shape[axis]).astype(np.float64)
-        counts.append(stored + unobserved * (X.shape[1 - axis] - stored))
-    return Observed(
-        block, held_out, (counts[0], counts[1]), _totals_sparse(block, held_out)
+    for axis, other in ((0, X.shape[1]), (1, X.shape[0])):
+        observed_here = _stored_along(block, axis)
+        zeros = other - _stored_along(stored, axis)
+        counts.append(observed_here + unobserved * zeros)
+    totals = _totals_sparse(stored, entries, held_out)
+    return Observed(stored, held_out, (counts[0], counts[1]), totals)
+
+
+def _stored_along(block: SparseBlock, axis: int) -> Array:
+    """Return the number of stored entries of each row (axis 0) or column (axis 1)."""
+    if axis == 0:
+        return np.diff(block.starts).astype(np.float64)
+    counted = np.bincount(block.columns, minlength=block.shape[1])
+    return counted.astype(np.float64)
+
+
+def _with_weight_zero(block: SparseBlock, held_out: SparseBlock) -> SparseBlock:
+    """Return a block with the entries of another one, which don't count."""
+    one = block.values.dtype.type(1)
+    own = np.full_like(block.values, one) if block.weights is None else block.weights
+    rows = np.concatenate([row_numbers(b.starts) for b in (block, held_out)])
+    columns = np.concatenate([block.columns, held_out.columns])
+    order = np.lexsort((columns, rows))
+    values = np.concatenate([block.values, held_out.values])[order]
+    weights = np.concatenate([own, np.zeros_like(held_out.values)])[order]
+    return replace(
+        block,
+        starts=block.starts + held_out.starts,
+        columns=columns[order],
+        values=values,
+        weights=weights,
     )
 
 
@@ -290,6 +349,7 @@ def _held_out_sparse(
     if np.any(both):
         entry = int(np.flatnonzero(both)[0])
         _refuse_both(*np.add(divmod(int(places[entry]), X.shape[1]), origin))
+    _check_finite_sparse(validation, ~np.isnan(validation.data), origin, "validation")
     part = _observe_sparse(validation, None, dtype, origin, 0.0, None)
     return np.zeros_like(observed), cast("SparseBlock", part.block)
 
@@ -299,44 +359,44 @@ def _places(X: Any) -> Array:
     return row_numbers(X.indptr) * X.shape[1] + X.indices
 
 
-def _totals_sparse(block: SparseBlock, held_out: SparseBlock | None) -> Totals:
-    values = block.values.astype(np.float64)
-    weights = block.weights
-    weights = np.ones_like(values) if weights is None else weights.astype(np.float64)
-    stored = len(values)
-    missing = math.prod(block.shape) - stored
+def _totals_sparse(
+    block: SparseBlock, entries: int, held_out: SparseBlock | None
+) -> Totals:
     held = 0.0
     if held_out is not None:
         w = held_out.weights
         held = float(len(held_out.values) if w is None else np.sum(w, dtype=np.float64))
-    return Totals(
-        stored,
-        float(np.sum(weights)) + block.unobserved * missing,
-        float(np.sum(weights * values)),
-        float(np.sum(weights * values * values)),
-        int(block.unobserved < 1 or block.weights is not None),
-        held,
+    masked = int(block.unobserved < 1 or block.weights is not None)
+    zeros = math.prod(block.shape) - len(block.values)
+    return (
+        Totals(entries=entries, masked=masked, held_out=held)
+        + Totals.of(block.values, block.weights)
+        + Totals(weight=block.unobserved * zeros)
     )
 
 
-def _check_finite(X: Array, observed: Array, xp: Any, origin: tuple[int, int]) -> None:
+def _check_finite(
+    X: Array, observed: Array, xp: Any, origin: tuple[int, int], name: str = "X"
+) -> None:
     infinite = xp.isinf(X) & observed
     if bool(xp.any(infinite)):
         rows, columns = xp.nonzero(infinite)
-        _refuse_infinite(int(rows[0]) + origin[0], int(columns[0]) + origin[1])
+        _refuse_infinite(name, int(rows[0]) + origin[0], int(columns[0]) + origin[1])
 
 
-def _check_finite_sparse(X: Any, observed: Array, origin: tuple[int, int]) -> None:
+def _check_finite_sparse(
+    X: Any, observed: Array, origin: tuple[int, int], name: str = "X"
+) -> None:
     if X.data.dtype.kind == "f" and not np.all(np.isfinite(X.data[observed])):
         entry = int(np.flatnonzero(np.isinf(X.data) & observed)[0])
         row = int(np.searchsorted(X.indptr, entry, side="right")) - 1
-        _refuse_infinite(row + origin[0], int(X.indices[entry]) + origin[1])
+        _refuse_infinite(name, row + origin[0], int(X.indices[entry]) + origin[1])
 
 
-def _refuse_infinite(row: int, column: int) -> None:
+def _refuse_infinite(name: str, row: int, column: int) -> None:
     msg = (
-        f"X is infinite in row {row}, column {column}; replace the value, or mark it "
-        "as missing with NaN or in the mask"
+        f"{name} is infinite in row {row}, column {column}; replace the value, or mark "
+        "it as missing with NaN or in the mask"
     )
     raise ValueError(msg)
 

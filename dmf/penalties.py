@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
-from dmf.validation import check_integer, check_real
+from dmf.validation import check_bool, check_integer, check_real
 
 Array = Any
 
@@ -62,6 +62,7 @@ class _Strength(Penalty):
 
     def __post_init__(self) -> None:
         check_real(f"{type(self).__name__}'s strength", self.strength, at_least=0.0)
+        check_bool(f"{type(self).__name__}'s by_count", self.by_count)
 
     def _strengths(self, counts: Array) -> Array:
         xp = array_namespace(counts)

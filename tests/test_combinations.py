@@ -74,7 +74,7 @@ def roughness(rows: Array, smooth: dmf.Smooth) -> float:
 
 
 def plain_objective(
-    truth: Array, M: Array, alpha: float, fit: dmf.Factorization
+    truth: Array, M: Array, alpha: Array, fit: dmf.Factorization
 ) -> float:
     """Return E of a fit: of the loss on every single entry, and of the penalties."""
     W, H = (np.asarray(factor, dtype=float) for factor in (fit.W, fit.H))
@@ -92,8 +92,7 @@ def plain_objective(
     for axis, (penalty, rows, offsets) in enumerate(
         zip(fit.penalty, (W, H.T), (b, c), strict=True)
     ):
-        n = observed.sum(axis=1 - axis)
-        counts = n + alpha * (truth.shape[1 - axis] - n)
+        counts = np.where(observed, 1.0, alpha).sum(axis=1 - axis)
         total += plain_penalty(penalty, rows, counts)
         if fit.offset_penalty is not None:
             total += plain_penalty(fit.offset_penalty, offsets[:, None], counts)
@@ -143,11 +142,14 @@ def test_any_model_on_any_form(
     }
     fits = [fit_form(problem, form, weighted, **options) for form in FORMS]
     M = problem.weights if weighted else problem.mask.astype(float)
+    weight_of_zeros = np.full(M.shape, alpha)
     if validation is not None:
         _, held_out = dmf.split_observed(problem.nan, validation)
+        # What is held out is neither observed nor a zero.
         M = np.where(np.isfinite(held_out), 0.0, M)
+        weight_of_zeros[np.isfinite(held_out)] = 0.0
     for fit in fits:
-        expected = plain_objective(problem.truth, M, alpha, fit)
+        expected = plain_objective(problem.truth, M, weight_of_zeros, fit)
         assert fit.certificate is not None
         scale = 1e-11 * float(np.sum(M * problem.truth**2))
         assert fit.certificate.objective == pytest.approx(expected, rel=1e-9, abs=scale)

@@ -306,6 +306,59 @@ def test_on_a_cluster(client: Any) -> None:
         np.testing.assert_allclose(np.asarray(W), expected, rtol=1e-6)
 
 
+# Offsets.
+
+
+@pytest.mark.parametrize("offsets", ["none", "global", "rows", "columns", "both"])
+@pytest.mark.parametrize("form", FORMS)
+def test_offsets_of_rows_are_the_last_column(form: str, offsets: str) -> None:
+    """And inverse_transform puts everything together again."""
+    problem = low_rank(m=40)
+    shifted = Problem(problem.truth + 3, problem.mask, problem.weights, problem.start)
+    X = form_of(shifted, form)
+    options: dict[str, Any] = {"offsets": offsets, "offset_penalty": dmf.Ridge(0.7)}
+    model = MatrixFactorization(3, penalty=dmf.Ridge(0.3), max_rounds=5, **options)
+    W = model.fit_transform(X)
+    fit = model.factorization_
+    own = offsets in ("rows", "both")
+    assert W.shape == (40, 3 + own)
+    assert isinstance(W, da.Array if "dask" in form else np.ndarray)
+    names = model.get_feature_names_out().tolist()
+    assert names == [f"matrixfactorization{k}" for k in range(3 + own)]
+    # Row by row, least squares with a column of ones for the offset.
+    H = np.asarray(model.components_)
+    c = 0.0 if fit.column_offsets is None else np.asarray(fit.column_offsets)
+    target = shifted.truth - fit.offset - c
+    design = np.vstack([H, np.ones((1, 20))]) if own else H
+    ridge = np.sqrt(np.diag([0.3] * 3 + [0.7] * own))
+    expected = np.zeros((40, 3 + own))
+    for i, seen in enumerate(shifted.mask):
+        system = np.vstack([design[:, seen].T, ridge])
+        right = np.append(target[i, seen], np.zeros(3 + own))
+        expected[i] = np.linalg.lstsq(system, right, rcond=None)[0]
+    found = np.asarray(W)
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-8)
+    product = model.inverse_transform(W)
+    assert isinstance(product, da.Array if "dask" in form else np.ndarray)
+    np.testing.assert_allclose(
+        np.asarray(product), found @ design + fit.offset + c, rtol=1e-9, atol=1e-9
+    )
+    # A row without an entry is what is known of the columns.
+    empty = model.transform(np.full((1, 20), np.nan))
+    assert not empty.any()
+    known = np.broadcast_to(fit.offset + c, (1, 20))
+    np.testing.assert_allclose(
+        np.asarray(model.inverse_transform(empty)), known, rtol=1e-12
+    )
+
+
+def test_the_offset_must_come_along() -> None:
+    model = MatrixFactorization(3, offsets="both", max_rounds=3).fit(low_rank().nan)
+    text = r"^W has shape \(4, 3\), but transform returns 4 columns; pass what it ret"
+    with pytest.raises(ValueError, match=text):
+        model.inverse_transform(np.ones((4, 3)))
+
+
 # scikit-learn's ways.
 
 

@@ -36,6 +36,11 @@ def normalized() -> Any:
     return load("normalized_gradient")
 
 
+@pytest.fixture(scope="module")
+def metro() -> Any:
+    return load("smooth_metro")
+
+
 def is_picture(path: Path) -> bool:
     with Image.open(path) as image:
         pixels = np.asarray(image.convert("L"))
@@ -163,3 +168,76 @@ def test_a_constant_step_bounces_and_an_exact_one_descends(normalized: Any) -> N
     assert (tail < 0).any()
     assert (np.diff(exact.history.objective) <= 1e-9 * exact.objective).all()
     assert bouncing.history.objective[50:].min() > 1.1 * exact.objective
+
+
+# ------------------------------------------------------------------------- the metro
+
+
+def test_metro_error_counts_what_was_taken_away_and_no_more(metro: Any) -> None:
+    truth = np.array([[1.0, 2.0, np.nan], [3.0, 4.0, 5.0]])
+    mask = np.array([[True, False, False], [False, True, True]])
+    flows = metro.Flows(truth, mask)
+    np.testing.assert_array_equal(
+        flows.X, np.where(mask, truth, np.nan).astype(np.float32)
+    )
+    filled = np.array([[9.0, 2.5, 7.0], [2.0, 9.0, 9.0]])
+    assert flows.rmse(filled) == pytest.approx(np.sqrt((0.5**2 + 1.0**2) / 2))
+
+
+def test_metro_interpolation_draws_straight_lines(metro: Any) -> None:
+    rng = np.random.default_rng(0)
+    line = np.linspace([1.0, -2.0], [5.0, 3.0], 50).T
+    X = np.where(rng.random(line.shape) < 0.5, line, np.nan)
+    X[:, [0, -1]] = line[:, [0, -1]]
+    np.testing.assert_allclose(metro.interpolate(X), line)
+    # Beyond the first and the last count, theirs goes on.
+    ends = metro.interpolate(np.array([[np.nan, 2.0, np.nan, 4.0, np.nan]]))
+    assert ends.tolist() == [[2.0, 2.0, 3.0, 4.0, 4.0]]
+
+
+def test_metro_strengths_are_weighed_on_held_out_counts(
+    metro: Any, real_data: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The counts that were taken away can't leak: the fit would be the same."""
+    data = real_data("hangzhou-metro.npz")
+    flows = metro.Flows(data["x"][:, :400], data["train_rm40"][:, :400])
+    other = metro.Flows(np.where(flows.mask, flows.truth, 1e4), flows.mask)
+    monkeypatch.setattr(metro, "RANK", 5)
+    fills = []
+    for one in (flows, other):
+        trials, fit, filled = metro.fill(one)
+        assert len(trials) == len(metro.STRENGTHS)
+        assert fit.penalty == trials[0].penalty == trials.best.penalty
+        kept = [trial for trial in trials if trial.status != "dropped"]
+        least = min(trial.validation_rmse for trial in kept)
+        assert trials[0].validation_rmse == least
+        fills.append(filled)
+    np.testing.assert_array_equal(*fills)
+
+
+def test_metro_beats_straight_lines(
+    metro: Any,
+    real_data: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """On the counts that were taken away, which chose nothing."""
+    data = real_data("hangzhou-metro.npz")
+    path = tmp_path / "metro.npz"
+    np.savez(path, **data)
+    run_main(metro, monkeypatch, tmp_path, "--data", str(path))
+    printed = capsys.readouterr().out
+    straight, ours = (
+        float(re.search(rf"^{name}.* (\d+\.\d\d)$", printed, re.M)[1])
+        for name in ("straight lines", "dmf, chosen")
+    )
+    print(f"Hangzhou metro: {ours} against {straight}")
+    flows = metro.read(path)
+    hidden = ~data["train_rm40"] & np.isfinite(data["x"])
+    error = (metro.interpolate(flows.X) - data["x"])[hidden]
+    assert straight == pytest.approx(np.sqrt(np.mean(error**2)), abs=0.006)
+    assert ours <= 31.0
+    assert ours < straight
+    assert len(re.findall(r"Smooth\(strength=", printed)) == len(metro.STRENGTHS)
+    assert is_picture(tmp_path / "smooth_metro.png")

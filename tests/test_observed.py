@@ -337,7 +337,8 @@ def test_counts_and_totals(
     assert found.held_out == 0
     assert found.entries == problem.mask.sum()
     assert found.weight == pytest.approx(M.sum(dtype=float), rel=1e-6)
-    assert found.sum == pytest.approx(np.sum(M * truth), rel=1e-6, abs=1e-5)
+    total = found.weight * found.mean
+    assert total == pytest.approx(np.sum(M * truth), rel=1e-6, abs=1e-5)
     squares = np.sum(M * truth**2)
     assert found.sum_of_squares == pytest.approx(squares, rel=1e-6)
     # What a sparse matrix doesn't store is missing, also if it stores everything.
@@ -349,18 +350,34 @@ def test_counts_and_totals(
     if found.entries:
         mean = np.average(truth**2, weights=M)
         assert found.mean_square == pytest.approx(mean, rel=1e-6)
+        around = np.average((truth - found.mean) ** 2, weights=M) ** 0.5
+        assert found.deviation == pytest.approx(around, rel=1e-6, abs=1e-12)
     else:
         assert found.mean_square == 0
 
 
 def test_counts_and_totals_without_a_single_missing_entry() -> None:
     part = observe(np.full((3, 5), 2.0), None, np.float64)
-    expected = Totals(
-        entries=15, weight=15.0, sum=30.0, sum_of_squares=60.0, masked=0, held_out=0.0
-    )
-    assert part.totals == expected
+    assert part.totals == Totals(entries=15, weight=15.0, mean=2.0, spread=0.0)
     assert part.counts[0].tolist() == [5] * 3
     assert part.counts[1].tolist() == [3] * 5
+
+
+@given(
+    values=st.lists(st.floats(-1, 1), min_size=2, max_size=30),
+    cuts=st.lists(st.integers(0, 30), max_size=4),
+    level=st.sampled_from([0.0, 1e8]),
+)
+def test_totals_add_up_wherever_the_data_are_cut(
+    values: list[float], cuts: list[int], level: float
+) -> None:
+    """Also far from 0, where squares would have lost the spread."""
+    X = np.array(values) + level
+    parts = np.split(X, sorted(cuts))
+    whole = sum((Totals.of(part, None) for part in parts), Totals())
+    assert whole.weight == len(X)
+    assert whole.mean == pytest.approx(X.mean(), abs=1e-7)
+    assert whole.deviation == pytest.approx(X.std(), rel=1e-6, abs=1e-7)
 
 
 @pytest.mark.parametrize("size", [1e-25, 1e25])

@@ -59,6 +59,81 @@ def test_movielens_agrees_with_least_squares(ratings: Any) -> None:
     assert abs(held_out(plane, ratings) - held_out(als, ratings)) < 0.01
 
 
+# The settings of the ratings below were chosen on a random tenth of the training parts
+# alone; the test parts were not looked at.
+MOVIELENS: dict[str, Any] = {
+    "rank": 32,
+    "offsets": "both",
+    "penalty": dmf.Ridge(14.0),
+    "max_rounds": 40,
+    "tol": 0,
+}
+
+
+def movielens_splits(real_data: Any) -> Any:
+    """Yield train, test positions and test values of the five published splits."""
+    data = real_data("ml-100k/ratings.npz")
+    row, column, value = data["row"], data["col"], data["value"].astype(np.float32)
+    for fold in range(1, 6):
+        test = data["fold"] == fold
+        assert 19_000 < test.sum() < 21_000
+        train = sp.csr_array(
+            (value[~test], (row[~test], column[~test])), shape=tuple(data["shape"])
+        )
+        yield train, (row[test], column[test]), value[test]
+
+
+def test_movielens_with_offsets(real_data: Any, record_property: Any) -> None:
+    """The mean over the five splits; the settings come from their training parts."""
+    scores = []
+    for train, places, value in movielens_splits(real_data):
+        fit = dmf.factorize(train, **MOVIELENS)
+        scores.append(rmse(np.clip(fit.predict(*places), 1, 5), value))
+    record_property("held-out RMSE", scores)
+    print(f"MovieLens 100K: {np.mean(scores):.4f} over {np.round(scores, 4)}")
+    assert np.mean(scores) <= 0.921
+
+
+def test_movielens_averaged_over_starts(real_data: Any, record_property: Any) -> None:
+    """Four starts in one pass; their average is better than each of them."""
+    scores = []
+    for train, places, value in movielens_splits(real_data):
+        ensemble = dmf.Ensemble.fit(train, restarts=4, **MOVIELENS)
+        scores.append(rmse(np.clip(ensemble.predict(*places).mean, 1, 5), value))
+        alone = [
+            rmse(np.clip(fit.predict(*places), 1, 5), value) for fit in ensemble.fits
+        ]
+        assert scores[-1] < min(alone)
+    record_property("held-out RMSE", scores)
+    print(f"MovieLens 100K, 4 starts: {np.mean(scores):.4f} over {np.round(scores, 4)}")
+    assert np.mean(scores) <= 0.917
+
+
+def test_jester_with_offsets(real_data: Any, record_property: Any) -> None:
+    """A tenth of the ratings; the settings were chosen on a tenth of the others."""
+    data = real_data("jester-1.npz")
+    X = sp.csr_array(
+        (data["value"].astype(np.float32), (data["row"], data["col"])),
+        shape=tuple(data["shape"]),
+    )
+    train, held_out = dmf.split_observed(X, 0.1, seed=0)
+    fit = dmf.factorize(
+        train,
+        20,
+        offsets="both",
+        penalty=(dmf.Ridge(70.0), dmf.Ridge(0.1, by_count=True)),
+        offset_penalty=dmf.Ridge(5.0),
+        max_rounds=60,
+    )
+    test = held_out.tocoo()
+    predicted = np.clip(fit.predict(test.row, test.col), -10, 10)
+    score = rmse(predicted, test.data)
+    record_property("held-out RMSE", score)
+    print(f"Jester: held-out RMSE {score:.4f}")
+    assert rmse(np.full_like(test.data, train.data.mean()), test.data) > 4.5
+    assert score <= 4.005
+
+
 def test_panel_with_half_of_it_missing(real_data: Any) -> None:
     """PM10 in Germany: beats the mean of the day and the mean of the station."""
     X = real_data("pm10-germany.npz")["x"]

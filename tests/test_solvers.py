@@ -278,7 +278,8 @@ def test_the_default_penalty_respects_the_level_of_the_data(level: float) -> Non
     )
     hidden = rng.random(truth.shape) < 0.3
     X = np.where(hidden, np.nan, truth)
-    filled = dmf.impute(X, dmf.factorize(X, 4))
+    # Such a level needs many rounds; a few leave it to rounding how far they get.
+    filled = dmf.impute(X, dmf.factorize(X, 4, max_rounds=1000, tol=1e-6))
     error = (filled - truth)[hidden]
     # The penalty pulls by a share of the spread, 5, not of the level.
     assert abs(error.mean()) < 0.5

@@ -15,6 +15,7 @@ from dmf.engine.rounds import State
 from dmf.engine.runner import Leaf, Runner, choose_runner
 from dmf.entries import fill_block, filled_dtype, is_sparse
 from dmf.holdout import Share, part_of
+from dmf.objective import Side
 from dmf.solvers.base import Moved
 
 Array = Any
@@ -50,7 +51,7 @@ def factor_of(
 
 
 def offsets_of(
-    data: Data, state: State, axis: int, column: int, lazy: bool, runner: Runner
+    data: Data, state: State, axis: int, side: Side, lazy: bool, runner: Runner
 ) -> Array:
     """Return the offsets of a factor, shape (length,): what stands above its level.
 
@@ -58,7 +59,9 @@ def offsets_of(
     """
     strips = [state.leaves[key] for key in state.strips[axis]]
     counts = [data.leaves[data.counts(axis).key(i, 0)] for i in range(len(strips))]
-    take = partial(_offsets, column=column, level=level_of(state, axis, runner))
+    assert side.offset is not None
+    level = level_of(state, axis, side, runner)
+    take = partial(_offsets, column=side.offset, unit=side.unit, level=level)
     if not lazy:
         fetched = _fetched(strips, state, runner), runner.fetch(counts)
         return np.concatenate([take(*pair) for pair in zip(*fetched, strict=True)])
@@ -68,10 +71,10 @@ def offsets_of(
     return _stacked(take, pairs, lengths, (), np.empty((0,), dtype=data.dtype))
 
 
-def level_of(state: State, axis: int, runner: Runner) -> float:
+def level_of(state: State, axis: int, side: Side, runner: Runner) -> float:
     """Return what the offsets of a factor are measured from."""
     (level,) = _fetched([state.leaves[state.centres[axis]]], state, runner)
-    return float(level[0])
+    return side.unit * float(level[0])
 
 
 def _fetched(leaves: list[Leaf], state: State, runner: Runner) -> list[Any]:
@@ -120,20 +123,22 @@ def fill_lazily(X: Array, mask: Array | None, W: Array, H: Array) -> Array:
     )
 
 
-def split_lazily(X: Array, share: Share, held_out: bool) -> Array:
+def split_lazily(
+    X: Array, share: Share, held_out: bool, same_pattern: bool = False
+) -> Array:
     """Return a Dask array with the entries that are held out, or with the others."""
     from dask.array.utils import meta_from_array
 
     meta = meta_from_array(X)
-    dtype = X.dtype if is_sparse(meta) else filled_dtype(X.dtype)
-    return X.map_blocks(
-        _split, share=share, held_out=held_out, dtype=dtype, meta=meta.astype(dtype)
-    )
+    kept = is_sparse(meta) and not same_pattern
+    dtype = X.dtype if kept else filled_dtype(X.dtype)
+    options = {"share": share, "held_out": held_out, "same_pattern": same_pattern}
+    return X.map_blocks(_split, **options, dtype=dtype, meta=meta.astype(dtype))
 
 
-def _split(X: Array, *, share: Share, held_out: bool, block_info: Any = None) -> Array:
+def _split(X: Array, *, block_info: Any = None, **options: Any) -> Array:
     (row, _), (column, _) = block_info[0]["array-location"]
-    return part_of(X, share, (row, column), held_out)
+    return part_of(X, origin=(row, column), **options)
 
 
 def _fill(
@@ -163,7 +168,10 @@ def _columns(strip: Moved, *, rank: int) -> Array:
     return strip.factor[:, 0, :rank]
 
 
-def _offsets(strip: Moved, counts: Array, *, column: int, level: float) -> Array:
-    offsets = strip.factor[:, 0, column] - strip.factor.dtype.type(level)
+def _offsets(
+    strip: Moved, counts: Array, *, column: int, unit: float, level: float
+) -> Array:
+    offsets = strip.factor[:, 0, column].astype(np.float64) * unit - level
+    offsets = offsets.astype(strip.factor.dtype)
     offsets[counts == 0] = 0
     return offsets

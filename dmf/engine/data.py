@@ -29,7 +29,7 @@ from dmf.engine.trace import Trace, follow
 from dmf.entries import canonical_csr, check_weights
 from dmf.holdout import Share
 from dmf.kernels import kernels_for
-from dmf.observed import Observed, Totals, is_empty, observe
+from dmf.observed import Observed, Totals, observe
 from dmf.validation import refuse_empty, working_dtype
 
 # Where an `Observed` keeps what.
@@ -163,13 +163,20 @@ def load(
         grid, leaves = _load_dask(X, beside, rank, kind, look, token, runner)
     else:
         grid, blocks = _cut_array(X, beside, rank, kind, look, token)
-        if not may_be_empty and all(is_empty(block) for block in blocks.values()):
-            refuse_empty(X.shape)
+        seen = sum((block.totals for block in blocks.values()), Totals())
+        if not may_be_empty and seen.weight <= 0:
+            _refuse_empty(X.shape, seen)
         values = runner.put(list(blocks.values()))
         leaves = dict(zip(blocks, values, strict=True))
     summary, total = _count(grid, leaves, token, runner)
     if not may_be_empty and total.weight <= 0:
-        refuse_empty(X.shape)
+        _refuse_empty(X.shape, total)
+    if validation is not None and total.held_out <= 0:
+        msg = (
+            f"validation={_told(validation)} holds out none of the {total.entries} "
+            "observed entries of X; hold out more, or give validation=None"
+        )
+        raise ValueError(msg)
     return Data(
         shape=tuple(X.shape),
         dtype=dtype,
@@ -181,6 +188,22 @@ def load(
         unobserved=unobserved,
         leaves=leaves | summary,
     )
+
+
+def _refuse_empty(shape: tuple[int, int], total: Totals) -> None:
+    if total.held_out > 0:
+        msg = (
+            "validation holds out all observed entries of X; leave some to fit, for "
+            "example with validation=0.1"
+        )
+        raise ValueError(msg)
+    refuse_empty(shape)
+
+
+def _told(validation: Any) -> str:
+    if isinstance(validation, Share):
+        return f"{validation.fraction:g}"
+    return f"<{type(validation).__name__} of shape {tuple(validation.shape)}>"
 
 
 def _cut_array(

@@ -50,6 +50,7 @@ class Outcome:
     initial_objective: float
     status: Status
     certificate: Certificate | None
+    validated: bool
 
     @property
     def last(self) -> Record | None:
@@ -64,7 +65,7 @@ class Outcome:
     @property
     def rank_by(self) -> float:
         """What tells the better candidate: the held-out error or the objective."""
-        return math.inf if self.last is None else score(self.last)
+        return math.inf if self.last is None else score(self.last, self.validated)
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,10 @@ class Best:
         return self.state.round
 
 
-def score(record: Record) -> float:
+def score(record: Record, validated: bool) -> float:
     """Return what tells the better of two candidates: less is better."""
-    if not math.isnan(record.validation_rmse):
-        return record.validation_rmse
-    return math.inf if math.isnan(record.objective) else record.objective
+    told = record.validation_rmse if validated else record.objective
+    return math.inf if math.isnan(told) else told
 
 
 def first_explosion(records: Sequence[Record]) -> int | None:

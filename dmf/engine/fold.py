@@ -48,7 +48,10 @@ def fold_in(
     )
     state = start_state(data, runner, start=start, objective=objective)
     solver = AlternatingLeastSquares()
-    tasks, moved, _ = build_half(data, solver, objective, state, axis)
+    # μ is that of the fit: new rows or columns tell nothing of the others.
+    tasks, moved, _ = build_half(
+        data, solver, objective, state, axis, level_moves=False
+    )
     graph = {**data.leaves, **state.leaves, **tasks}
     leaves = runner.run(graph, list(moved))
     strips = list(state.strips)

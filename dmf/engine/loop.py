@@ -69,6 +69,8 @@ class Loop:
         self._drop_next = DROP_AFTER
         self._losses = 0
         self._stopped = False
+        # The round in which a callback said stop; rounds that run again don't ask it.
+        self._halt: int | None = None
 
     def run(self) -> list[Outcome]:
         """Run, and go on after workers were lost. Return an outcome a candidate."""
@@ -137,20 +139,20 @@ class Loop:
             return
         after = self._only(after, self._alive)
         endings: dict[int, Code] = {}
-        news = []
+        news: list[Record] = []
+        best = dict(self._best)
         for k in self._alive:
-            before = self._records[k][-1].objective if self._records[k] else None
-            fresh = self._keep_records(k, told[k])
-            news += fresh
-            start = self._initial[k] if before is None else before
-            if not self._improves(k, after, told[k][-1]):
+            news += self._keep_records(k, told[k])
+            if not self._improves(best, k, after, told[k][-1]):
                 endings[k] = "early_stopped"
-            if self._converged(fresh, start):
+            if self._converged(k, told[k]):
                 endings[k] = "converged"
         # In this order: an interrupt in between leaves records too many, none too few.
-        self._state = after
+        self._state, self._best = after, best
         news.sort(key=lambda record: (record.round, record.candidate))
         if any([self.watch(record) for record in news]):
+            self._halt = after.round
+        if self._halt is not None and self._halt <= after.round:
             self._stopped = True
             endings = dict.fromkeys(self._alive, "stopped")
         self._retire(after, endings)
@@ -231,20 +233,27 @@ class Loop:
         found = {k: leaves[k] if k in leaves else state.leaves[k] for k in after.keys}
         return replace(after, leaves=found), pairs, errors
 
-    def _improves(self, candidate: int, state: State, record: Record) -> bool:
+    def _improves(
+        self, found: dict[int, Best], candidate: int, state: State, record: Record
+    ) -> bool:
         """Note the best factors so far; return False when patience is at its end."""
         if math.isnan(record.validation_rmse):
             return True
-        best = self._best.get(candidate)
+        best = found.get(candidate)
         if best is None or record.validation_rmse < best.rmse:
-            self._best[candidate] = Best(record.validation_rmse, state)
+            found[candidate] = Best(record.validation_rmse, state)
             return True
         # The best factors are no longer those of the stack: keep them alone.
         alone = self._only(best.state, {candidate})
-        self._best[candidate] = Best(best.rmse, alone, best.checks + 1)
+        found[candidate] = Best(best.rmse, alone, best.checks + 1)
         return best.checks + 1 < self.rules.patience
 
-    def _converged(self, records: list[Record], before: float) -> bool:
+    def _converged(self, candidate: int, records: list[Record]) -> bool:
+        """Return whether one of the rounds of a batch has hardly changed anything."""
+        earlier = records[0].round - 2
+        before = self._initial[candidate]
+        if earlier >= 0:
+            before = self._records[candidate][earlier].objective
         # Below a few times the rounding of X there is nothing to gain any more.
         epsilon = float(np.finfo(self.data.dtype).eps)
         noise = 10 * epsilon if self.data.masked else epsilon**0.5
@@ -267,17 +276,21 @@ class Loop:
         losers = []
         for group in sorted(set(self.rules.groups)):
             members = [k for k in self._alive if self.rules.groups[k] == group]
-            members.sort(key=lambda k: (score(self._records[k][-1]), k))
+            members.sort(key=lambda k: (self._score(k), k))
             losers += members[(len(members) + 1) // 2 :]
         assert self._state is not None
         self._retire(self._state, dict.fromkeys(losers, "dropped"))
+
+    def _score(self, candidate: int) -> float:
+        return score(self._records[candidate][-1], self.data.totals.held_out > 0)
 
     def _retire(self, state: State, endings: dict[int, Code]) -> None:
         """Let candidates end with the factors of a state, or with their best ones."""
         for k, code in endings.items():
             kept = state
-            if k in self._best and code != "diverged":
-                kept = self._best[k].state
+            best = self._best.get(k)
+            if best is not None and code != "diverged" and best.round <= kept.round:
+                kept = best.state
             status = Status(
                 code,
                 state.round,
@@ -298,6 +311,7 @@ class Loop:
                 self._initial[k],
                 status,
                 certificate,
+                self.data.totals.held_out > 0,
             )
             self._alive.discard(k)
             self._best.pop(k, None)

@@ -136,7 +136,8 @@ def start_state(
             graph[name, i] = (begin, counts, own)
         strips.append(tuple(keys))
         centres.append((f"centre-{'WH'[axis]}-{data.token}", 0))
-        graph[centres[-1]] = (np.full, len(candidates), start.level(axis))
+        level = start.level(axis) / side.unit
+        graph[centres[-1]] = (np.full, len(candidates), level)
     state = State(
         0,
         candidates,
@@ -158,7 +159,7 @@ def _begin(
     side: Side,
     dtype: Any,
 ) -> Moved:
-    strip = start.strip(axis, rows, side, given, dtype)
+    strip = side.scaled(start.strip(axis, rows, side, given, dtype))
     strip[counts == 0, :, : side.rank] = 0
     return Moved(strip, None, None)
 
@@ -217,7 +218,13 @@ def build_rounds(
 
 
 def build_half(
-    data: Data, solver: Solver, objective: Objective, state: State, axis: int
+    data: Data,
+    solver: Solver,
+    objective: Objective,
+    state: State,
+    axis: int,
+    *,
+    level_moves: bool = True,
 ) -> tuple[Graph, Strips, Key]:
     """Return the tasks of a half-step, the keys of the moved strips, and the report's.
 
@@ -230,10 +237,12 @@ def build_half(
         The factors before it.
     axis : {0, 1}
         0 when W moves, 1 when H moves.
+    level_moves : bool
+        Whether μ may move, where one number stands for all offsets.
     """
     half = _half_trace(data, objective, state, axis)
     inputs = _inputs(half, data, state)
-    if "tied" in half.side.roles:
+    if "tied" in half.side.roles and level_moves:
         lift(half, data.totals.weight)
     updated = solver.half_step(half)
     total = half.sum_over_all(updated[Moved._fields.index("report")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -12,21 +13,22 @@ from dmf.labels import Index, Labels
 TIME_KINDS = "mM"
 
 
-def describe_labels(labels: Labels) -> dict[str, Any]:
-    """Return labels as JSON can hold them.
+def describe_labels(labels: Labels) -> str:
+    """Return labels as JSON.
 
     Raises
     ------
     TypeError
         Some are of another type: a model holds no code that could make them again.
     """
-    return {
-        axis: _describe(getattr(labels, axis), axis) for axis in ("rows", "columns")
-    }
+    return json.dumps(
+        {axis: _describe(getattr(labels, axis), axis) for axis in ("rows", "columns")}
+    )
 
 
-def rebuild_labels(described: dict[str, Any]) -> Labels:
+def rebuild_labels(text: str) -> Labels:
     """The inverse of `describe_labels`. What kind of table X was isn't kept."""
+    described = json.loads(text)
     return Labels(_rebuild(described["rows"]), _rebuild(described["columns"]), {})
 
 

@@ -237,6 +237,7 @@ def _describe(factorization: Factorization) -> dict[str, Any]:
             "offset_penalty": f.offset_penalty,
             "unobserved_weight": f.unobserved_weight,
             "certificate": f.certificate,
+            # As text of its own: a label may read like a number that JSON lacks.
             "labels": None if f.labels is None else describe_labels(f.labels),
         }
     )

@@ -89,7 +89,10 @@ def _descend(
             size = xp.abs(aim) - lasso[..., s] / safe
             aim = xp.where(size > 0, xp.sign(aim) * size, xp.zeros_like(aim))
             aim = xp.where(aim > lower[..., s], aim, lower[..., s])
-            move = xp.where(moves, aim - strip[..., s], xp.zeros_like(aim))
+            aim = xp.where(moves, aim, strip[..., s])
+            # Where nothing curves, nothing but the lasso acts.
+            alone = (curvature <= 0) & (lasso[..., s] > 0) & (free[..., s] > 0)
+            move = xp.where(alone, xp.zeros_like(aim), aim) - strip[..., s]
             strip[..., s] += move
             slopes += hessian[..., s] * move[..., None]
             slopes[..., s] += ridge[..., s] * move

@@ -16,18 +16,23 @@ def descend(strip, hessian, slopes, ridge, lasso, lower, free, sweeps, rest):
                 largest, size = 0.0, 0.0
                 for s in range(width):
                     curvature = hessian[own, k, s, s] + ridge[i, k, s]
-                    if free[i, k, s] == 0.0 or curvature <= 0.0:
-                        continue
                     before = strip[i, k, s]
-                    aim = before - slopes[i, k, s] / curvature
-                    threshold = lasso[i, k, s] / curvature
-                    if aim > threshold:
-                        aim -= threshold
-                    elif aim < -threshold:
-                        aim += threshold
+                    if free[i, k, s] == 0.0:
+                        continue
+                    if curvature > 0.0:
+                        aim = before - slopes[i, k, s] / curvature
+                        threshold = lasso[i, k, s] / curvature
+                        if aim > threshold:
+                            aim -= threshold
+                        elif aim < -threshold:
+                            aim += threshold
+                        else:
+                            aim = 0.0
+                        aim = max(aim, lower[i, k, s])
+                    elif lasso[i, k, s] > 0.0:
+                        aim = 0.0  # nothing but the lasso acts on it
                     else:
-                        aim = 0.0
-                    aim = max(aim, lower[i, k, s])
+                        continue
                     size = max(size, abs(aim))
                     move = aim - before
                     if move != 0.0:

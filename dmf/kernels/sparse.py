@@ -26,7 +26,7 @@ Array = NDArray[Any]
 # each 64 bytes of a row: empty lanes cost as much as full ones, and long rows, eight at
 # a time, leave the cache where those of one candidate stay in it.
 TOGETHER = 8
-FEWEST = 5
+FEWEST = 4
 
 # Sums over the rank may be reordered so that they vectorise; NaN and inf keep meaning.
 _compiled = njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})

@@ -19,7 +19,7 @@ Array = Any
 # What the r × r systems of a tile of rows may take.
 TILE_BYTES = 8 * 2**20
 # Sweeps of coordinate descent at most, where a penalty isn't a square.
-SWEEPS = 500
+SWEEPS = 5000
 
 
 @dataclass(frozen=True)

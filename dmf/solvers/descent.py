@@ -54,10 +54,6 @@ class Step(Protocol):
     @property
     def moves(self) -> int: ...
 
-    @property
-    def exact(self) -> bool:
-        """Whether the step leads to the minimum along its moves."""
-
     def lengths(self, model: Quadratic, round: int, tolerance: float) -> Array:
         """Return the lengths along −g (and s), shape (..., K, moves), float64.
 

@@ -30,7 +30,7 @@ def lift(half: HalfStep, weight: float) -> None:
     )
     half.moving = half.per_strip(
         "level",
-        partial(_lifted, column=column, weight=weight),
+        partial(_lifted, column=column, weight=weight * half.side.unit**2),
         half.moving,
         half.sum_over_all(slopes),
     )

@@ -85,10 +85,9 @@ class NormalizedGradient:
 
     def check(self, penalty: Penalty) -> None:
         special = penalty.smooth or not penalty.quadratic
-        if special and not self.step.exact:
-            name = type(self.step).__name__
+        if special and self != NormalizedGradient():
             msg = (
-                f"steps of {name} work with Ridge only, got the penalty {penalty!r}; "
-                "use dmf.NormalizedGradient(), whose steps are exact"
+                f"{self!r} works with Ridge only, got the penalty {penalty!r}; use "
+                "dmf.NormalizedGradient(), which has steps for the others"
             )
             raise ValueError(msg)

@@ -48,6 +48,7 @@ class Faces(NamedTuple):
     norms: tuple[Array, Array]  # (p, K), float64
     slopes: tuple[Array, Array]  # (p, K): of the objective along the units
     loss_slopes: tuple[Array, Array]  # (p, K): of the loss alone
+    stationarity: Array  # (K,): squared norm of the proximal gradient
     beyond: Array  # (p, K): what the lasso adds where the proximal move crosses 0
     curvature: Array  # (p, K): as remembered
     loss: Array  # (K,)
@@ -135,6 +136,7 @@ def find_faces(
         norms,
         (row_dots(xp, slope, units[0]), row_dots(xp, slope, units[1])),
         (row_dots(xp, loss_gradient, units[0]), row_dots(xp, loss_gradient, units[1])),
+        terms.stationarity(moving, gradient),
         beyond,
         memory.curvature,
         loss,
@@ -183,7 +185,6 @@ def update_on_face(
     )
     seen = xp.where(whole[..., 0] > 0, whole[..., 0], guess)
     move = factor - moving
-    scale = xp.where(faces.curvature > 0, faces.curvature, 1.0 + 0 * size)
     return moved(
         moving,
         move,
@@ -192,7 +193,7 @@ def update_on_face(
         counts=counts,
         loss_before=faces.loss,
         change=xp.sum(_quadratic(faces.loss_slopes, curvature, *lengths), axis=0),
-        gradient=xp.sum((scale * size) ** 2, axis=0),
+        gradient=faces.stationarity,
         in_plane=xp.sum(xp.astype(lengths[1] != 0, xp.float64), axis=0),
         factor=factor,
         memory=Memory(move, xp.where(size > 0, seen, faces.curvature)),

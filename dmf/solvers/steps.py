@@ -32,7 +32,6 @@ class Constant:
 
     learning_rate: float
     moves: ClassVar[int] = 1
-    exact: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_real("learning_rate", self.learning_rate, positive=True)
@@ -62,7 +61,6 @@ class Decay:
     learning_rate: float
     power: float = 0.5
     moves: ClassVar[int] = 1
-    exact: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_real("learning_rate", self.learning_rate, positive=True)
@@ -86,7 +84,6 @@ class Exact:
     """
 
     moves: ClassVar[int] = 1
-    exact: ClassVar[bool] = True
 
     def lengths(self, model: Quadratic, round: int, tolerance: float) -> Array:
         slopes = model.loss_slopes + model.penalty_slopes
@@ -114,7 +111,6 @@ class Plane:
     """
 
     moves: ClassVar[int] = 2
-    exact: ClassVar[bool] = True
 
     def lengths(self, model: Quadratic, round: int, tolerance: float) -> Array:
         slopes = model.loss_slopes + model.penalty_slopes
@@ -131,7 +127,6 @@ class Plain:
 
     learning_rate: float
     moves: ClassVar[int] = 1
-    exact: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_real("learning_rate", self.learning_rate, positive=True)
