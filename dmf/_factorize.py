@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from distributed import Client
 
 Array = Any
+# Rounds after which restarts of one setting tell which of them will be best.
+DROP_AFTER = 8
 CUT_SHORT = ("interrupted", "stopped")
 OnePenalty = Penalty | str | None
 
@@ -181,7 +183,7 @@ def factorize(
         client=client,
         callbacks=callbacks,
         progress=progress,
-        groups=(0,) * restarts if check_bool("drop", drop) else None,
+        drop_after=DROP_AFTER if check_bool("drop", drop) else None,
     )
     check_compatible(X.shape, [pair], settings.solver)
     if start is not None:

@@ -69,10 +69,7 @@ def fold_in(
             f"their neighbours; fit the grown matrix with start=this model"
         )
         raise ValueError(msg)
-    if labels is not None and fit.labels is not None:
-        # The other axis must be the one that was fitted.
-        ends = (labels.rows, fit.labels.columns), (fit.labels.rows, labels.columns)
-        check_same_labels(labels, Labels(*ends[axis], {}))
+    check_same_labels(labels, fit.labels, (1 - axis,))
     return replace(_folded(fit, X, mask, axis, client), labels=labels)
 
 

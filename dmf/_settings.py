@@ -37,7 +37,7 @@ def check_settings(
     client: Client | None = None,
     callbacks: Iterable[Callback] = (),
     progress: bool | None = None,
-    groups: tuple[int, ...] | None = None,
+    drop_after: int | None = None,
 ) -> Settings:
     """Return what all candidates of a fit have in common, or refuse it."""
     if mask is not None:
@@ -57,7 +57,7 @@ def check_settings(
             tol=check_real("tol", tol),
             check_every=check_integer("check_every", check_every, at_least=1),
             patience=check_integer("patience", patience, at_least=1),
-            groups=groups,
+            drop_after=drop_after,
         ),
         seed=seed,
         client=client,
@@ -70,7 +70,7 @@ def check_settings(
 OPTIONS = tuple(
     name
     for name in signature(check_settings).parameters
-    if name not in ("X", "mask", "validation", "groups")
+    if name not in ("X", "mask", "validation", "drop_after")
 )
 
 

@@ -26,6 +26,10 @@ from dmf.validation import check_bool, check_integer, check_matrix, check_rank
 Array = Any
 
 
+# Rounds after which different settings begin to tell which will be best.
+DROP_AFTER = 16
+
+
 @dataclass(frozen=True)
 class Trial:
     """One line of a sweep: a setting, a start, and how far it got.
@@ -134,7 +138,7 @@ def sweep(
 
     The factors of all candidates are stacked: each block of X is read once a pass, by
     the same tasks, however many candidates there are. The worse half of them is dropped
-    after 8 rounds, and again after 16, 32, …, by their error on the held-out entries.
+    after 16 rounds, and again after 32, 64, …, by their error on the held-out entries.
 
     Parameters
     ----------
@@ -144,13 +148,15 @@ def sweep(
         Each from 1 to min(m, n). Candidates of a lower rank are filled up to the
         largest one with columns of zeros, and cost as much as it.
     penalties : sequence
-        Each as `factorize` takes it: a penalty, None, "auto", or a pair of them.
+        Each as `factorize` takes it: a penalty, None, "auto", or a pair of them. Beside
+        a `Smooth`, others move as it does: another way to their minimum.
     restarts : int, default 1
         Random starts of each setting.
     validation : float or array, default 0.1
         What is held out, as in `factorize`; the same for all candidates.
     drop : bool, default True
-        False keeps all candidates to their end.
+        False keeps all candidates to their end: settings that differ much, in how far
+        they smooth for example, may need more rounds than that to show what they are.
     **options
         Those of `factorize`: mask, offsets, offset_penalty, unobserved_weight,
         patience, solver, max_rounds, tol, check_every, seed, client, callbacks,
@@ -203,9 +209,9 @@ def sweep(
         Candidate(rank, pair, number)
         for rank, pair, number in product(ranks, pairs, range(restarts))
     ]
-    groups = (0,) * len(candidates) if check_bool("drop", drop) else None
+    drop_after = DROP_AFTER if check_bool("drop", drop) else None
     settings = check_settings(
-        X, mask=mask, validation=validation, groups=groups, **options
+        X, mask=mask, validation=validation, drop_after=drop_after, **options
     )
     check_compatible(shape, pairs, settings.solver)
     fits = fit_candidates(X, candidates, settings)

@@ -98,14 +98,16 @@ def unwrap_like(other: Any, labels: Labels | None, name: str = "mask") -> Any:
     return array
 
 
-def check_same_labels(labels: Labels | None, fitted: Labels | None) -> None:
+def check_same_labels(
+    labels: Labels | None, fitted: Labels | None, axes: tuple[int, ...] = (0, 1)
+) -> None:
     """Refuse an X whose labels aren't those of the X that was factorized.
 
     Without labels, on either side, X goes by position.
     """
     if labels is None or fitted is None:
         return
-    difference = fitted.difference(labels)
+    difference = fitted.difference(labels, axes)
     if difference is not None:
         msg = (
             f"the labels of X aren't those that were factorized: {difference}; put its "
@@ -134,10 +136,7 @@ def check_continues(labels: Labels | None, fitted: Labels | None, name: str) -> 
     """Refuse labels that don't begin with those of the fit that is gone on from."""
     if labels is None or fitted is None:
         return
-    first = Labels(
-        labels.rows[: len(fitted.rows)], labels.columns[: len(fitted.columns)], {}
-    )
-    difference = fitted.difference(first)
+    difference = fitted.difference(labels, first=True)
     if difference is not None:
         msg = (
             f"the labels of {name} don't go on from those that were factorized: "

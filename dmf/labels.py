@@ -92,13 +92,19 @@ class Labels:
 
         return pd.DataFrame(H, columns=self.columns, copy=True)
 
-    def difference(self, other: Labels) -> str | None:
-        """Return how other labels, or their order, differ from these; None if not."""
+    def difference(
+        self, other: Labels, axes: tuple[int, ...] = (0, 1), *, first: bool = False
+    ) -> str | None:
+        """Return how other labels, or their order, differ from these; None if not.
+
+        `first` compares only as many of the others as there are here.
+        """
         own, its = (self.rows, self.columns), (other.rows, other.columns)
-        for axis in (0, 1):
+        for axis in axes:
+            theirs = its[axis][: len(own[axis])] if first else its[axis]
             named = self.named(axis) and other.named(axis)
-            if named and not own[axis].equals(its[axis]):
-                return _difference(("row", "column")[axis], own[axis], its[axis])
+            if named and not own[axis].equals(theirs):
+                return _difference(("row", "column")[axis], own[axis], theirs)
         return None
 
     def named(self, axis: int) -> bool:
@@ -148,11 +154,13 @@ class ArrayLabels(Labels):
         dims = (self.dims[0], component) if axis == 0 else (component, self.dims[1])
         return xr.DataArray(factor, coords=coords, dims=dims, name=name)
 
-    def difference(self, other: Labels) -> str | None:
-        """Return how other labels, or their order, differ from these; None if not."""
+    def difference(
+        self, other: Labels, axes: tuple[int, ...] = (0, 1), *, first: bool = False
+    ) -> str | None:
+        """Return how other labels differ from these, also their dimensions' names."""
         if isinstance(other, ArrayLabels) and other.dims != self.dims:
             return f"its dimensions are {other.dims}, not {self.dims}"
-        return super().difference(other)
+        return super().difference(other, axes, first=first)
 
     def named(self, axis: int) -> bool:
         """Return whether a dimension has labels; any fit it if not, as in xarray."""

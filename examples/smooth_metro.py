@@ -24,7 +24,7 @@ from dmf.plots import CURVES, INK, require, tidy
 
 Array = Any
 
-RANK = 40
+RANK = 20  # held-out entries are met as well as with 40, in half of the time
 SLOTS = 108  # ten minutes each, from six in the morning to midnight
 # One number for both sides, as only the product of ridge and smoothness matters.
 STRENGTHS = (300.0, 1000.0, 3000.0)
@@ -77,11 +77,11 @@ def penalty(strength: float) -> tuple[dmf.Penalty, dmf.Penalty]:
 
 def fill(flows: Flows) -> tuple[dmf.Sweep, dmf.Factorization, Array]:
     """Choose the strength on held-out entries, fit once more with all, and fill."""
-    options: dict[str, Any] = {"offsets": "rows", "tol": 1e-3}
+    options: dict[str, Any] = {"offsets": "rows", "max_rounds": 100}
     penalties = [penalty(strength) for strength in STRENGTHS]
-    trials = dmf.sweep(flows.X, [RANK], penalties=penalties, max_rounds=40, **options)
-    chosen = trials.best.penalty
-    fit = dmf.factorize(flows.X, RANK, penalty=chosen, max_rounds=60, **options)
+    # Few rounds don't tell how smooth is best, so none is dropped early.
+    trials = dmf.sweep(flows.X, [RANK], penalties=penalties, drop=False, **options)
+    fit = dmf.factorize(flows.X, RANK, penalty=trials.best.penalty, **options)
     return trials, fit, dmf.impute(flows.X, fit)
 
 

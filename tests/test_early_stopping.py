@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 import dmf
 from benchmarks.common import power_law
-from dmf.engine.loop import DROP_AFTER, Loop
+from dmf._factorize import DROP_AFTER
+from dmf.engine.loop import Loop
 from dmf.engine.runner import WorkersLost
 from tests.problems import (
     FORMS,

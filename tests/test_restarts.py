@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import dmf
-from dmf.engine.loop import DROP_AFTER
+from dmf._factorize import DROP_AFTER
 from tests.problems import (
     FORMS,
     SOLVERS,

@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dmf
-from dmf._sweep import Sweep, Trial
-from dmf.engine.loop import DROP_AFTER
+from dmf._sweep import DROP_AFTER, Sweep, Trial
 from tests.problems import interrupt_in, low_rank, same_factors
 
 PROBLEM = low_rank(observed=0.7, noise=0.3)

@@ -24,16 +24,16 @@ class Rules:
         Rounds in one graph.
     patience : int
         Checks without a lower error on the held-out entries.
-    groups : tuple of int, or None
-        Candidates of the same number compete: the worse half of them is dropped time
-        and again. None: all are kept.
+    drop_after : int or None
+        After this many rounds the worse half of the candidates is dropped, and again
+        whenever the rounds have doubled. None: all are kept.
     """
 
     max_rounds: int
     tol: float
     check_every: int = 1
     patience: int = 10
-    groups: tuple[int, ...] | None = None
+    drop_after: int | None = None
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,6 @@ from dmf.status import Certificate, Code, Status
 SNAPSHOT_EVERY = 10
 # How often in a row the same rounds may fail on a cluster that loses workers.
 MAX_LOSSES = 5
-# The worse half of the candidates may be dropped after this many rounds, and again
-# whenever the rounds have doubled.
-DROP_AFTER = 8
 
 
 @dataclass
@@ -66,7 +63,7 @@ class Loop:
         self._outcomes: dict[int, Outcome] = {}
         self._state: State | None = None
         self._snapshot: tuple[State, dict[int, Best]] | None = None
-        self._drop_next = DROP_AFTER
+        self._drop_next = self.rules.drop_after
         self._losses = 0
         self._stopped = False
         # The round in which a callback said stop; rounds that run again don't ask it.
@@ -267,17 +264,14 @@ class Loop:
         return False
 
     def _drop_losers(self, round: int) -> None:
-        """Drop the worse half of each group, after 8, 16, 32, … rounds."""
-        if self.rules.groups is None or round < self._drop_next:
+        """Drop the worse half, and again whenever the rounds have doubled."""
+        if self._drop_next is None or round < self._drop_next:
             return
         # Rounds that run again after a loss come too late for what is done.
         while self._drop_next <= round:
             self._drop_next *= 2
-        losers = []
-        for group in sorted(set(self.rules.groups)):
-            members = [k for k in self._alive if self.rules.groups[k] == group]
-            members.sort(key=lambda k: (self._score(k), k))
-            losers += members[(len(members) + 1) // 2 :]
+        ranking = sorted(self._alive, key=lambda k: (self._score(k), k))
+        losers = ranking[(len(ranking) + 1) // 2 :]
         assert self._state is not None
         self._retire(self._state, dict.fromkeys(losers, "dropped"))
 
@@ -289,7 +283,7 @@ class Loop:
         for k, code in endings.items():
             kept = state
             best = self._best.get(k)
-            if best is not None and code != "diverged" and best.round <= kept.round:
+            if best is not None and best.round <= kept.round:
                 kept = best.state
             status = Status(
                 code,
