@@ -60,8 +60,7 @@ def augmented(fit: Factorization) -> tuple[Array, Array]:
 
 def predict(fit: Factorization, rows: Array, columns: Array) -> Array:
     """Return predictions for pairs of a row and a column: `Factorization.predict`."""
-    rows = _positions("rows", rows, fit.shape[0])
-    columns = _positions("columns", columns, fit.shape[1])
+    rows, columns = _positions(fit, "rows", rows), _positions(fit, "columns", columns)
     try:
         rows, columns = np.broadcast_arrays(rows, columns)
     except ValueError:
@@ -96,7 +95,7 @@ def recommend(
     fit: Factorization, rows: Array, n: int, exclude: Array | None = None
 ) -> tuple[Array, Array]:
     """Return the n best columns of each of some rows: `Factorization.recommend`."""
-    rows = _positions("rows", rows, fit.shape[0])
+    rows = _positions(fit, "rows", rows)
     if rows.ndim != 1:
         msg = (
             f"rows must have one dimension, got shape {rows.shape}; give [row] for one "
@@ -169,11 +168,17 @@ def score(
     )
 
 
-def _positions(name: str, given: Array, length: int) -> Array:
-    """Return positions as an array of int64, or refuse them."""
+def _positions(fit: Factorization, name: str, given: Array) -> Array:
+    """Return positions, or those of labels, as an array of int64, or refuse them."""
+    length = fit.shape[0] if name == "rows" else fit.shape[1]
     positions = np.asarray(given)
     if positions.size == 0:
         return positions.astype(np.int64)
+    if positions.dtype.kind not in "iuf" and fit.labels is not None:
+        labels = fit.labels
+        find = labels.row_positions if name == "rows" else labels.column_positions
+        found: Array = np.reshape(find(positions.ravel().tolist()), positions.shape)
+        return found
     if positions.dtype.kind not in "iu":
         msg = (
             f"{name} must be integers, got dtype {positions.dtype}; give the positions "

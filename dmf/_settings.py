@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dmf._candidates import Callback, Settings
 from dmf.engine.endings import Rules
+from dmf.engine.kinds import check_kinds
 from dmf.holdout import Share
 from dmf.offsets import check_offsets
 from dmf.penalties import Penalty, Ridge, Smooth
@@ -133,6 +134,7 @@ def check_validation(X: Array, validation: Any, seed: int) -> Any:
                 "an array of the shape of X, or the share to hold out"
             )
             raise ValueError(msg)
+        check_kinds(X, validation, "validation")
         return validation
     share = check_real("validation", validation, positive=True)
     if share >= 1:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from dmf.containers import unwrap_pair
-from dmf.engine.arrays import split_lazily
+from dmf.engine.arrays import blank_lazily, split_lazily
 from dmf.engine.kinds import is_dask
-from dmf.entries import canonical_csr, is_sparse, row_numbers
-from dmf.holdout import Share, part_of
+from dmf.entries import is_sparse
+from dmf.holdout import Share, blank, part_of
 from dmf.validation import check_integer, check_matrix, check_real
 
 Array = Any
@@ -91,11 +89,9 @@ def without_held_out(X: Array, validation: Any) -> Array:
         return _part(X, validation, held_out=False, same_pattern=True)
     if validation is None or validation.dtype != bool:
         return X
-    if is_sparse(X):
-        X = canonical_csr(X).copy()
-        X.data[validation.tocsr()[row_numbers(X.indptr), X.indices]] = np.nan
-        return X
-    return np.where(validation, np.nan, X)
+    if is_dask(X):
+        return blank_lazily(X, validation)
+    return blank(X, validation)
 
 
 def _part(X: Array, share: Share, held_out: bool, same_pattern: bool = False) -> Array:

@@ -200,7 +200,8 @@ def _check_column(frame: Any, j: int, dtype: Any, name: str) -> None:
         msg = (
             f"column {column} of {name} holds {found}, not numbers; drop it with "
             f"{name}.drop(columns={column}), or convert it, for example with "
-            "pandas.to_numeric"
+            "pandas.to_numeric; a table with one observation a line goes through "
+            "dmf.from_triplets"
         )
         raise TypeError(msg)
 

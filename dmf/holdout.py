@@ -95,6 +95,18 @@ def part_of(
     return xp.where(kept, X, xp.full_like(X, xp.nan))
 
 
+def blank(X: Array, held_out: Array) -> Array:
+    """Return a part of X with NaN where a bool array of its kind holds entries out."""
+    if is_sparse(X):
+        X = canonical_csr(X).astype(filled_dtype(X.dtype), copy=True)
+        held = held_out.tocsr()[row_numbers(X.indptr), X.indices]
+        X.data[np.asarray(held).ravel()] = np.nan
+        return X
+    xp = array_namespace(X)
+    X = xp.astype(X, filled_dtype(X.dtype), copy=False)
+    return xp.where(held_out, xp.full_like(X, xp.nan), X)
+
+
 def _mixed(xp: Any, word: Array) -> Array:
     """Return SplitMix64's finaliser of each number: every bit depends on every bit."""
     for shift, factor in ((30, _FIRST), (27, _SECOND)):

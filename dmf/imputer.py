@@ -91,7 +91,7 @@ class MatrixFactorizationImputer(OneToOneFeatureMixin, TransformerMixin, BaseEst
     Examples
     --------
     >>> import numpy as np
-    >>> from dmf.imputer import MatrixFactorizationImputer
+    >>> from dmf import MatrixFactorizationImputer
     >>> height, weight = np.array([150.0, 160, 170, 180, 190]), np.arange(50.0, 91, 10)
     >>> X = np.column_stack([height, weight, height / 2.54])
     >>> X[1, 2] = np.nan

@@ -17,7 +17,7 @@ Index = Any  # of pandas
 COMPONENT = "component"  # the dimension that W and H share
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Labels:
     """What the rows and columns of X are called; gives results back by these names.
 
@@ -107,12 +107,15 @@ class Labels:
                 return _difference(("row", "column")[axis], own[axis], theirs)
         return None
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self.rows)} × {len(self.columns)})"
+
     def named(self, axis: int) -> bool:
         """Return whether the rows (axis 0) or columns have names of their own."""
         return True
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ArrayLabels(Labels):
     """The labels of an xarray.DataArray, whose rows and columns are its dimensions.
 

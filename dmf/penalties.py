@@ -61,7 +61,9 @@ class _Strength(Penalty):
     by_count: bool = False
 
     def __post_init__(self) -> None:
-        check_real(f"{type(self).__name__}'s strength", self.strength, at_least=0.0)
+        name = f"{type(self).__name__}'s strength"
+        strength = check_real(name, self.strength, at_least=0.0)
+        object.__setattr__(self, "strength", strength)
         check_bool(f"{type(self).__name__}'s by_count", self.by_count)
 
     def _strengths(self, counts: Array) -> Array:
@@ -189,6 +191,17 @@ class Smooth(Penalty):
         one less than that of the axis). Differences are divided by it, so that a change
         over a long gap counts less than the same change over a short one.
 
+    Notes
+    -----
+    The sum is close to the integral of the squared derivative, so that it hardly
+    matters how finely the axis is sampled: for order 1 it is Σ g (Δh / g)² over the
+    gaps g. W H doesn't change when W grows and H shrinks, so a smooth factor needs a
+    `Ridge` (or `Lasso`) on the other one, and only the product of the two strengths
+    matters: on both, let `sweep` try from half to eight standard deviations of what
+    offsets leave of X, for a few hundred rounds. A factor that never changes is as smooth as can be: a light `Ridge` beside `Smooth`,
+    and offsets, settle how large it is. The smooth factor moves as a whole; the pieces
+    in which different chunks of X put it change the way to the minimum, not where it is.
+
     Raises
     ------
     ValueError
@@ -216,7 +229,8 @@ class Smooth(Penalty):
     step: float | tuple[float, ...] = 1.0
 
     def __post_init__(self) -> None:
-        check_real("Smooth's strength", self.strength, at_least=0.0)
+        strength = check_real("Smooth's strength", self.strength, at_least=0.0)
+        object.__setattr__(self, "strength", strength)
         if check_integer("Smooth's order", self.order, at_least=1) > 2:
             msg = f"Smooth's order must be 1 or 2, got {self.order}"
             raise ValueError(msg)

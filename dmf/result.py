@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -94,6 +95,14 @@ class Factorization:
         return int(self.W.shape[0]), int(self.H.shape[1])
 
     @property
+    def validation_rmse(self) -> float:
+        """The RMSE of these factors on the held-out entries; NaN if there are none."""
+        if not len(self.history):
+            return math.nan
+        kept = self.status.factors_of or len(self.history)
+        return self.history[kept - 1].validation_rmse
+
+    @property
     def objective(self) -> float:
         """The objective of these factors."""
         kept = self.status.factors_of
@@ -111,8 +120,9 @@ class Factorization:
         Parameters
         ----------
         rows, columns : int, or arrays of int
-            Positions, counted from 0. Their shapes are broadcast against each other:
-            ``predict(rows[:, None], columns)`` is a part of the matrix.
+            Positions, counted from 0; or ids, if X had labels that aren't integers.
+            Their shapes are broadcast against each other: ``predict(rows[:, None],
+            columns)`` is a part of the matrix.
 
         Returns
         -------
@@ -174,7 +184,7 @@ class Factorization:
         Parameters
         ----------
         rows : array of int, shape (k,)
-            Positions, counted from 0.
+            Positions, counted from 0; or ids, if X had labels that aren't integers.
         n : int
         exclude : array, shape (m, n), optional
             Entries that shall not be recommended: those that a scipy.sparse matrix

@@ -165,6 +165,11 @@ def test_any_model_on_any_form(
         # Each strip solves its own part of a smooth step: strips change the way, though
         # not where it leads. Those of the same grid are compared.
         others = fits[1:2]
+    if not all(penalty.quadratic for penalty in first.penalty):
+        # Rounding may decide on which face a row goes on: the ways part, a little.
+        for fit in others:
+            assert fit.objective == pytest.approx(first.objective, rel=5e-3)
+        return
     for fit in others:
         assert fit.objective == pytest.approx(first.objective, rel=1e-7)
         for name in ("W", "H", "row_offsets", "column_offsets"):

@@ -14,7 +14,7 @@ from dmf.engine.kinds import is_dask
 from dmf.engine.rounds import State
 from dmf.engine.runner import Leaf, Runner, choose_runner
 from dmf.entries import fill_block, filled_dtype, is_sparse
-from dmf.holdout import Share, part_of
+from dmf.holdout import Share, blank, part_of
 from dmf.objective import Side
 from dmf.solvers.base import Moved
 
@@ -134,6 +134,17 @@ def split_lazily(
     dtype = X.dtype if kept else filled_dtype(X.dtype)
     options = {"share": share, "held_out": held_out, "same_pattern": same_pattern}
     return X.map_blocks(_split, **options, dtype=dtype, meta=meta.astype(dtype))
+
+
+def blank_lazily(X: Array, held_out: Array) -> Array:
+    """Return a Dask array without the entries that an array of bools holds out."""
+    import dask.array as da
+    from dask.array.utils import meta_from_array
+
+    meta = meta_from_array(X)
+    dtype = filled_dtype(X.dtype)
+    held_out = in_chunks(held_out, X.chunks, choose_runner(None))
+    return da.map_blocks(blank, X, held_out, dtype=dtype, meta=meta.astype(dtype))
 
 
 def _split(X: Array, *, block_info: Any = None, **options: Any) -> Array:

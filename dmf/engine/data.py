@@ -32,6 +32,8 @@ from dmf.kernels import kernels_for
 from dmf.observed import Observed, Totals, observe
 from dmf.validation import refuse_empty, working_dtype
 
+# The share of the spread that rounding may take of a loss without residuals.
+DROWNED = 1e-5
 # Where an `Observed` keeps what.
 BLOCK, HELD_OUT, COUNTS, TOTALS = (
     Observed._fields.index(name) for name in ("block", "held_out", "counts", "totals")
@@ -86,8 +88,14 @@ class Data:
 
     @property
     def masked(self) -> bool:
-        """False if every entry counts with weight 1: as observed, or as a zero."""
-        return self.totals.masked > 0
+        """False if every entry counts with weight 1: as observed, or as a zero.
+
+        Then Gram matrices stand for residuals; but where the level of X is so far above
+        its spread that ½ Σ X² would drown them, residuals are formed all the same.
+        """
+        epsilon = float(np.finfo(self.dtype).eps)
+        lost = epsilon * self.totals.mean_square > DROWNED * self.totals.deviation**2
+        return self.totals.masked > 0 or (lost and self.kind == "dense")
 
     @property
     def gram_weight(self) -> float:

@@ -270,8 +270,10 @@ class Loop:
         # Rounds that run again after a loss come too late for what is done.
         while self._drop_next <= round:
             self._drop_next *= 2
-        ranking = sorted(self._alive, key=lambda k: (self._score(k), k))
-        losers = ranking[(len(ranking) + 1) // 2 :]
+        # Those that have come to their end stay in the contest.
+        kept = [k for k, o in self._outcomes.items() if o.status.code != "dropped"]
+        ranking = sorted((*kept, *self._alive), key=lambda k: (self._score(k), k))
+        losers = [k for k in ranking[(len(ranking) + 1) // 2 :] if k in self._alive]
         assert self._state is not None
         self._retire(self._state, dict.fromkeys(losers, "dropped"))
 
@@ -317,7 +319,7 @@ class Loop:
         objective = self.objective.select([candidate])
         if state.home:
             state = state.restored(self.runner.put(list(state.leaves.values())))
-        graph, keys = build_stationarity(self.data, objective, state)
+        graph, keys = build_stationarity(self.data, objective, state.renamed())
         leaves = self.runner.run(graph, keys)
         W, H = self.runner.fetch([leaves[key] for key in keys])
         records = self._records[candidate]

@@ -72,6 +72,10 @@ class State:
             leaves=dict(zip(names.values(), leaves, strict=True)),
         )
 
+    def renamed(self) -> State:
+        """Return the same state, for tasks that aren't those of its next round."""
+        return replace(self, stack=_new_stack())
+
     def select(self, positions: Sequence[int], runner: Runner) -> State:
         """Return the state of some of the candidates alone."""
         candidates = tuple(self.candidates[k] for k in positions)

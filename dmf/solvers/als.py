@@ -103,7 +103,7 @@ def solve(
         right = of_tile.still(slope + xp.astype(of_tile.gradient(before), xp.float64))
         if terms.quadratic:
             epsilon = float(xp.finfo(moving.dtype).eps)
-            exact = solve_systems(system, of_tile, right, epsilon)
+            exact = solve_systems(system, of_tile, right, epsilon, side.offset)
             move[rows, ...] = xp.astype(exact, moving.dtype)
             factor[rows, ...] = before + move[rows, ...]
         else:
@@ -129,7 +129,11 @@ def solve(
 
 
 def solve_systems(
-    hessian: Array, terms: Terms, gradient: Array, epsilon: float
+    hessian: Array,
+    terms: Terms,
+    gradient: Array,
+    epsilon: float,
+    offset: int | None = None,
 ) -> Array:
     """Return −(A_i + λ_i I)⁻¹ g_i for each row i.
 
@@ -142,6 +146,8 @@ def solve_systems(
     gradient : array of float64, shape (p, K, c)
     epsilon : float
         The rounding of `hessian`.
+    offset : int, optional
+        The column of the offsets, whose size goes with another unit.
 
     Returns
     -------
@@ -156,6 +162,15 @@ def solve_systems(
     if terms.free is not None:
         free = xp.astype(terms.free, xp.float64)
         penalized = penalized * free * free[:, None]
+    unit = xp.ones_like(gradient)
+    if offset is not None:
+        diagonal = xp.linalg.diagonal(penalized)
+        others = (xp.sum(diagonal, axis=-1) - diagonal[..., offset]) / width
+        regular = (others > 0) & (diagonal[..., offset] > 0)
+        ratio = others / xp.where(regular, diagonal[..., offset], xp.ones_like(others))
+        unit[..., offset] = xp.where(regular, xp.sqrt(ratio), xp.ones_like(ratio))
+        penalized = unit[..., None] * penalized * unit[..., None, :]
+        gradient = unit * gradient
     # Rows with fewer entries than the rank leave directions without curvature, and
     # without slope. A ridge far above rounding makes the systems regular; the second
     # solve takes back what it did to the other directions.
@@ -164,4 +179,5 @@ def solve_systems(
     system = penalized + epsilon**0.5 * trace * identity
     right = gradient[..., None]
     exact = -xp.linalg.solve(system, right)
-    return (exact - xp.linalg.solve(system, right + penalized @ exact))[..., 0]
+    exact = exact - xp.linalg.solve(system, right + penalized @ exact)
+    return unit * exact[..., 0]
