@@ -65,7 +65,12 @@ def descend_coordinates(
         from dmf.kernels import rows
 
         compiled: Any = rows.descend
-        compiled(strip, xp.ascontiguousarray(hessian), slopes, *whole, sweeps, rest)
+        # In one layout, so that one function is compiled.
+        strip, slopes, hessian, *whole = (
+            xp.require(part, requirements=["C", "W"])
+            for part in (strip, slopes, hessian, *whole)
+        )
+        compiled(strip, hessian, slopes, *whole, sweeps, rest)
         return strip
     return _descend(xp, strip, hessian, slopes, *whole, sweeps, rest)
 

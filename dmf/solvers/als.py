@@ -55,8 +55,12 @@ class AlternatingLeastSquares:
             raise ValueError(msg)
 
 
-def minimise(half: HalfStep, sweeps: int) -> Value:
-    """Describe the exact half-step: exact but for the sweeps where there are any."""
+def minimise(half: HalfStep, sweeps: int, stretch: float = 1.0) -> Value:
+    """Describe the exact half-step: exact but for the sweeps where there are any.
+
+    Above 1, `stretch` takes rows beyond their minimum where sweeps were made, as long
+    as half of the gain is left: the other factor then has less of the way to go.
+    """
     summed, hessian = Loss(half).normal_equations(half.moving)
     return half.per_strip(
         "update",
@@ -64,6 +68,7 @@ def minimise(half: HalfStep, sweeps: int) -> Value:
             solve,
             side=half.side,
             descend=partial(half.kernels.descend_coordinates, sweeps=sweeps),
+            stretch=stretch,
         ),
         half.moving,
         summed,
@@ -82,6 +87,7 @@ def solve(
     *,
     side: Side,
     descend: Callable[..., Array],
+    stretch: float = 1.0,
 ) -> Moved:
     """Move every row of a strip to the minimum of the objective."""
     xp = array_namespace(moving)
@@ -109,6 +115,8 @@ def solve(
         else:
             parts = (of_tile.ridge, of_tile.lasso, of_tile.lower, of_tile.free)
             exact = descend(before, system, right, *parts)
+            if stretch > 1:
+                exact = _stretched(before, exact, system, right, of_tile, stretch)
             factor[rows, ...] = xp.astype(exact, moving.dtype)
             move[rows, ...] = factor[rows, ...] - before
         taken = xp.astype(move[rows, ...], xp.float64)
@@ -126,6 +134,38 @@ def solve(
         gradient=gradients,
         factor=factor,
     )
+
+
+def _stretched(
+    before: Array,
+    exact: Array,
+    hessian: Array,
+    gradient: Array,
+    terms: Terms,
+    stretch: float,
+) -> Array:
+    """Return the rows taken beyond where they were led, if that keeps half the gain.
+
+    Entries that became 0 stay there.
+    """
+    xp = array_namespace(exact)
+    before = xp.astype(before, xp.float64)
+    beyond = before + stretch * (exact - before)
+    if terms.lower is not None:
+        beyond = xp.where(beyond > terms.lower, beyond, terms.lower)
+    beyond = xp.where(exact == 0, exact, beyond)
+
+    def gain(rows: Array) -> Array:
+        move = rows - before
+        curved = (hessian @ move[..., None])[..., 0] + terms.ridge * move
+        change = xp.vecdot(move, gradient + 0.5 * curved)
+        if terms.lasso is not None:
+            sizes = xp.abs(rows) - xp.abs(before)
+            change = change + xp.sum(terms.lasso * sizes, axis=-1)
+        return change
+
+    kept = gain(beyond) <= 0.5 * gain(exact)
+    return xp.where(kept[..., None], beyond, exact)
 
 
 def solve_systems(

@@ -17,6 +17,9 @@ Scope = Literal["row", "global"]
 
 # Sweeps of coordinate descent in a half-step on complete data.
 SWEEPS = 3
+# How far beyond its minimum a row goes there: over-relaxation. On digits and on parts
+# drawn at random, 1.5 needs half to two thirds of the rounds of 1; 1.7 is no better.
+STRETCH = 1.5
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ class NormalizedGradient:
         if half.masked:
             return proximal(half)
         # The fixed factor's Gram matrix is at hand: sweeps over it cost no pass.
-        return minimise(half, SWEEPS)
+        return minimise(half, SWEEPS, STRETCH)
 
     def check(self, penalty: Penalty) -> None:
         special = penalty.smooth or not penalty.quadratic
