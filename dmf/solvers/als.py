@@ -18,6 +18,8 @@ Array = Any
 
 # What the r × r systems of a tile of rows may take.
 TILE_BYTES = 8 * 2**20
+# Columns whose curvatures differ by less than this need no common unit.
+ALIKE = 30.0
 # Sweeps of coordinate descent at most, where a penalty isn't a square.
 SWEEPS = 5000
 
@@ -208,7 +210,9 @@ def solve_systems(
         others = (xp.sum(diagonal, axis=-1) - diagonal[..., offset]) / width
         regular = (others > 0) & (diagonal[..., offset] > 0)
         ratio = others / xp.where(regular, diagonal[..., offset], xp.ones_like(others))
-        unit[..., offset] = xp.where(regular, xp.sqrt(ratio), xp.ones_like(ratio))
+        # Sizes that are alike are left alone, for the sake of the shortest minimiser.
+        apart = regular & ((ratio > ALIKE) | (ratio < 1 / ALIKE))
+        unit[..., offset] = xp.where(apart, xp.sqrt(ratio), xp.ones_like(ratio))
         penalized = unit[..., None] * penalized * unit[..., None, :]
         gradient = unit * gradient
     # Rows with fewer entries than the rank leave directions without curvature, and
