@@ -13,7 +13,6 @@ from typing import Any, Literal
 Array = Any
 
 Role = Literal["offset", "one", "tied"]
-Kind = Literal["none", "global", "rows", "columns", "both"]
 
 # The columns that (W, H) get. "tied": all rows hold one number, μ.
 COLUMNS: dict[str, tuple[tuple[Role, ...], tuple[Role, ...]]] = {
