@@ -21,7 +21,7 @@ TILE_BYTES = 8 * 2**20
 # Columns whose curvatures differ by less than this need no common unit.
 ALIKE = 30.0
 # Sweeps of coordinate descent at most, where a penalty isn't a square.
-SWEEPS = 5000
+SWEEPS = 100_000
 
 
 @dataclass(frozen=True)
