@@ -50,6 +50,26 @@ class Share(NamedTuple):
         of_entry = _mixed(xp, of_row + (columns + _word(xp, 1)) * _word(xp, _FIRST))
         return of_entry < _word(xp, int(self.fraction * _WORD))
 
+    def of_part(self, X: Array, origin: tuple[int, int]) -> Array:
+        """Return `chosen` for the entries of a part of X; of a sparse one, the stored.
+
+        Parameters
+        ----------
+        X : array, or scipy.sparse array in compressed rows
+        origin : (row, column)
+            Where the part begins in the whole matrix.
+        """
+        if is_sparse(X):
+            rows = row_numbers(X.indptr).astype(np.uint64) + np.uint64(origin[0])
+            columns = X.indices.astype(np.uint64) + np.uint64(origin[1])
+            return self.chosen(rows, columns)
+        xp = array_namespace(X)
+        rows, columns = (
+            xp.arange(start, start + size, dtype=xp.uint64)
+            for start, size in zip(origin, X.shape, strict=True)
+        )
+        return self.chosen(rows[:, None], columns[None, :])
+
 
 def part_of(
     X: Array,
@@ -77,20 +97,14 @@ def part_of(
     """
     if is_sparse(X):
         X = canonical_csr(X)
-        rows = row_numbers(X.indptr).astype(np.uint64) + np.uint64(origin[0])
-        columns = X.indices.astype(np.uint64) + np.uint64(origin[1])
-        kept = share.chosen(rows, columns) == held_out
+        kept = share.of_part(X, origin) == held_out
         if same_pattern:
             data = np.where(kept, X.data.astype(filled_dtype(X.dtype)), np.nan)
             return type(X)((data, X.indices, X.indptr), shape=X.shape)
         starts = np.concatenate([[0], np.cumsum(kept)])[X.indptr]
         return type(X)((X.data[kept], X.indices[kept], starts), shape=X.shape)
     xp = array_namespace(X)
-    rows, columns = (
-        xp.arange(start, start + size, dtype=xp.uint64)
-        for start, size in zip(origin, X.shape, strict=True)
-    )
-    kept = share.chosen(rows[:, None], columns[None, :]) == held_out
+    kept = share.of_part(X, origin) == held_out
     X = xp.astype(X, filled_dtype(X.dtype), copy=False)
     return xp.where(kept, X, xp.full_like(X, xp.nan))
 

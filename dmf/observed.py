@@ -227,11 +227,7 @@ def _held_out_dense(
     """Return which entries are held out, and their values if X doesn't have them."""
     xp = array_namespace(X)
     if isinstance(validation, Share):
-        rows, columns = (
-            xp.arange(start, start + size, dtype=xp.uint64)
-            for start, size in zip(origin, X.shape, strict=True)
-        )
-        return observed & validation.chosen(rows[:, None], columns[None, :]), None
+        return observed & validation.of_part(X, origin), None
     if validation.dtype == xp.bool:
         return observed & validation, None
     held = observed_entries(validation, None)
@@ -338,9 +334,7 @@ def _held_out_sparse(
 ) -> tuple[Array, SparseBlock | None]:
     """Return which stored entries are held out; or, if X lacks them, their block."""
     if isinstance(validation, Share):
-        rows = row_numbers(X.indptr) + origin[0]
-        columns = X.indices.astype(np.uint64) + np.uint64(origin[1])
-        return observed & validation.chosen(rows.astype(np.uint64), columns), None
+        return observed & validation.of_part(X, origin), None
     validation = canonical_csr(validation)
     places, held = (_places(matrix) for matrix in (X, validation))
     if validation.dtype == bool:

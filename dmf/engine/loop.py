@@ -219,7 +219,7 @@ class Loop:
         )
         wanted = [key for pair in reports for key in pair]
         if self.data.totals.held_out > 0:
-            tasks, key = build_errors(self.data, after)
+            tasks, key = build_errors(self.data, after, self.data.held_out())
             graph.update(tasks)
             wanted.append(key)
         new = [key for key in after.keys if key not in state.leaves]

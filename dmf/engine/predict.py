@@ -5,19 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from dmf.engine.chunks import Chunks, in_chunks
-from dmf.engine.data import Data, load
+from dmf.engine.data import load
 from dmf.engine.kinds import is_dask
-from dmf.engine.lower import Lowering, Place
-from dmf.engine.rounds import FACTOR, State, start_state
+from dmf.engine.rounds import build_errors, start_state
 from dmf.engine.runner import Runner, choose_runner
-from dmf.engine.trace import Trace
 from dmf.entries import is_sparse
 from dmf.objective import NO_RIDGE, Objective, Side
 from dmf.observed import Totals
@@ -285,30 +282,8 @@ def errors_of(
             start=_Compared((W, H.T), number),
             objective=Objective((side, side)),
         )
-        errors = _sum_errors(data, state, runner)
+        tasks, key = build_errors(data, state, data.block(0))
+        done = runner.run({**data.leaves, **state.leaves, **tasks}, [key])
+        errors = np.array(runner.fetch([done[key]])[0], dtype=np.float64)
     errors[1, 0] -= data.totals.weight * (number - data.totals.mean) ** 2
     return data.totals, errors
-
-
-def _sum_errors(data: Data, state: State, runner: Runner) -> Array:
-    trace = Trace()
-    block, W, H = trace.input("block"), trace.input("strip"), trace.input("block")
-    each = trace.per_block("score", data.kernels.errors, block, W, H)
-    total = trace.sum_over_all(trace.sum_over_strip(each))
-    inputs = {
-        block: data.block(0),
-        W: Place(partial(_strip_of, state.strips[0], 0), (FACTOR,)),
-        H: Place(partial(_strip_of, state.strips[1], 1), (FACTOR,)),
-    }
-    label = f"WH-{data.token}"
-    lowering = Lowering(
-        trace, inputs, (total,), data.grid.shape, label, (state.stack, "score")
-    )
-    key = lowering.find(total).key(0, 0)
-    done = runner.run({**data.leaves, **state.leaves, **lowering.graph}, [key])
-    (errors,) = runner.fetch([done[key]])
-    return np.array(errors, dtype=np.float64)
-
-
-def _strip_of(keys: tuple[Any, ...], axis: int, i: int, j: int) -> Any:
-    return keys[(i, j)[axis]]

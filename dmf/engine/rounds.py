@@ -272,14 +272,14 @@ def build_stationarity(
     return graph, keys
 
 
-def build_errors(data: Data, state: State) -> tuple[Graph, Key]:
-    """Return the tasks that sum the errors on the held-out entries, (K, 2)."""
+def build_errors(data: Data, state: State, place: Place) -> tuple[Graph, Key]:
+    """Return the tasks that sum the errors on the entries at a place, (K, 2)."""
     trace = Trace()
-    held, W, H = trace.input("block"), trace.input("strip"), trace.input("block")
-    each = trace.per_block("validate", data.kernels.errors, held, W, H)
+    entries, W, H = trace.input("block"), trace.input("strip"), trace.input("block")
+    each = trace.per_block("validate", data.kernels.errors, entries, W, H)
     total = trace.sum_over_all(trace.sum_over_strip(each))
     inputs = {
-        held: data.held_out(),
+        entries: place,
         W: Place(partial(_own, state.strips[0]), (FACTOR,)),
         H: Place(partial(_other, state.strips[1]), (FACTOR,)),
     }
