@@ -12,7 +12,8 @@ name         what it gives for one block
 `errors`     squared and absolute errors of the approximation
 ===========  ======================================================================
 
-Both also offer `descend_coordinates`, which works on strips and their normal equations.
+Both also offer `directions`, `advance` and `descend_coordinates`, which work on strips
+of the moving factor: what happens to them between the passes over the blocks.
 
 Both halves of a round are one computation on X and on its transpose. So a kernel
 speaks of the *moving* factor, the one that a half-step updates, and of the *fixed*

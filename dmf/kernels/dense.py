@@ -15,6 +15,8 @@ from typing import Any
 from array_api_compat import array_namespace, is_cupy_namespace, is_numpy_namespace
 
 from dmf.kernels.coordinates import descend_coordinates as descend_coordinates
+from dmf.kernels.strips import advance as advance
+from dmf.kernels.strips import directions as directions
 
 Array = Any  # an array of any array-API namespace
 

@@ -1,8 +1,215 @@
-"""Coordinate descent on rows, compiled with Numba: see `dmf.kernels.coordinates`."""
+"""Kernels that go through the rows of strips, compiled with Numba.
+
+`directions` and `advance` do what those of `dmf.kernels.strips` do, but a row stays in
+registers for all that is asked of it. `descend` belongs to `dmf.kernels.coordinates`.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 from numba import njit
+from numpy.typing import NDArray
+
+from dmf.kernels import strips
+from dmf.kernels.strips import Advanced, Directions
+from dmf.kernels.vectors import (
+    blank,
+    compiled,
+    divided,
+    dot,
+    frozen,
+    layout_of,
+    load,
+    minus,
+    own,
+    plus,
+    plus_scaled,
+    shortest_row,
+    store,
+    times,
+    wide_dot,
+    zeros_in,
+)
+
+Array = NDArray[Any]
+Terms = Any  # dmf.objective.Terms
+
+
+def directions(
+    gradient: Array, moving: Array, last: Array | None, terms: Terms, *, moves: int
+) -> Directions:
+    """Return the directions of a strip: see `dmf.kernels.strips.directions`."""
+    p, K, width = moving.shape
+    if width < shortest_row(moving.dtype):
+        return strips.directions(gradient, moving, last, terms, moves=moves)
+    last = np.zeros_like(moving) if last is None else last
+    pairs = moves * (moves + 1) // 2
+    units = [np.empty(moving.shape, moving.dtype) for _ in range(moves)]
+    numbers = np.empty((3 * moves + pairs, p * K))
+    penalty = np.zeros(K)
+    _directions(
+        _flat(gradient),
+        _flat(moving),
+        None if moves == 1 else _flat(last),
+        *_of_terms(terms),
+        layout_of(width, moving.dtype),
+        units[0].reshape(p * K, width),
+        None if moves == 1 else units[1].reshape(p * K, width),
+        numbers,
+        penalty,
+    )
+    # The numbers of a kind lie side by side in memory, as they are worked with later.
+    kinds = np.moveaxis(numbers.reshape(-1, p, K), 0, -1)
+    cuts = [moves, 2 * moves, 3 * moves]
+    norms, loss_slopes, penalty_slopes, curvature = np.split(kinds, cuts, axis=-1)
+    return Directions(
+        tuple(units), norms, loss_slopes, penalty_slopes, curvature, penalty
+    )
+
+
+def advance(
+    moving: Array, units: tuple[Array, ...], strides: Array, terms: Terms, *, rank: int
+) -> Advanced:
+    """Move each row by its strides: see `dmf.kernels.strips.advance`."""
+    p, K, width = moving.shape
+    if width < shortest_row(moving.dtype):
+        return strips.advance(moving, units, strides, terms, rank=rank)
+    factor, move = (np.empty(moving.shape, moving.dtype) for _ in range(2))
+    sums = np.zeros((4, K))
+    proper = (np.arange(width) < rank).astype(moving.dtype)
+    ridge, centre, _ = _of_terms(terms)
+    _advance(
+        _flat(moving),
+        _flat(units[0]),
+        None if len(units) == 1 else _flat(units[1]),
+        frozen(np.moveaxis(strides, -1, 0)).reshape(-1, p * K),
+        ridge,
+        centre,
+        frozen(proper[None]),
+        layout_of(width, moving.dtype),
+        factor.reshape(p * K, width),
+        move.reshape(p * K, width),
+        sums,
+    )
+    return Advanced(factor, move, *sums)
+
+
+def _flat(strip: Array) -> Array:
+    """Return a strip with a row for each row of each candidate."""
+    return frozen(strip).reshape(-1, strip.shape[-1])
+
+
+def _of_terms(terms: Terms) -> tuple[Array, Array | None, Array | None]:
+    centre = None if terms.centre is None else frozen(terms.centre)
+    free = None if terms.free is None else frozen(terms.free[None])
+    return frozen(terms.ridge), centre, free
+
+
+@compiled
+def _directions(
+    gradient,
+    moving,
+    last,
+    ridge,
+    centre,
+    free,
+    layout,
+    unit,
+    unit_too,
+    numbers,
+    penalty,
+):
+    for row in range(moving.shape[0]):
+        i, k = divmod(row, penalty.size)
+        here = load(moving, row, layout)
+        slope = load(gradient, row, layout)
+        away = here
+        if centre is not None:
+            away = minus(here, load(centre, k, layout))
+        pull = _weighed(ridge, i, k, away, layout)
+        penalty[k] += 0.5 * np.float64(dot(own(pull, layout), away))
+        down = minus(blank(here), plus(slope, pull))
+        if free is not None:
+            down = times(down, load(free, 0, layout))
+        norm, down = _unit(down, layout)
+        store(unit, row, layout, down)
+        curved = _weighed(ridge, i, k, down, layout)
+        down = own(down, layout)
+        if last is None:
+            numbers[0, row] = norm
+            numbers[1, row] = norm * np.float64(dot(down, slope))
+            numbers[2, row] = norm * np.float64(dot(down, pull))
+            numbers[3, row] = norm * norm * np.float64(dot(down, curved))
+        if last is not None:
+            size, move = _unit(load(last, row, layout), layout)
+            store(unit_too, row, layout, move)
+            curved_too = _weighed(ridge, i, k, move, layout)
+            move = own(move, layout)
+            numbers[0, row] = norm
+            numbers[1, row] = size
+            numbers[2, row] = norm * np.float64(dot(down, slope))
+            numbers[3, row] = size * np.float64(dot(move, slope))
+            numbers[4, row] = norm * np.float64(dot(down, pull))
+            numbers[5, row] = size * np.float64(dot(move, pull))
+            numbers[6, row] = norm * norm * np.float64(dot(down, curved))
+            numbers[7, row] = norm * size * np.float64(dot(down, curved_too))
+            numbers[8, row] = size * size * np.float64(dot(move, curved_too))
+
+
+@compiled
+def _advance(
+    moving,
+    unit,
+    unit_too,
+    strides,
+    ridge,
+    centre,
+    proper,
+    layout,
+    factor,
+    move,
+    sums,
+):
+    number = moving.dtype.type
+    columns = own(load(proper, 0, layout), layout)
+    for row in range(moving.shape[0]):
+        i, k = divmod(row, sums.shape[1])
+        step = times(load(unit, row, layout), number(strides[0, row]))
+        if unit_too is not None:
+            stride = number(strides[1, row])
+            step = plus_scaled(step, stride, load(unit_too, row, layout))
+        there = plus(load(moving, row, layout), step)
+        store(move, row, layout, step)
+        store(factor, row, layout, there)
+        away = there
+        if centre is not None:
+            away = minus(there, load(centre, k, layout))
+        pull = own(_weighed(ridge, i, k, away, layout), layout)
+        sums[0, k] += 0.5 * np.float64(dot(pull, away))
+        sums[1, k] += np.float64(dot(times(step, columns), step))
+        sums[2, k] += np.float64(dot(times(there, columns), there))
+        sums[3, k] += np.float64(dot(columns, zeros_in(there)))
+
+
+@compiled
+def _weighed(ridge, i, k, row, layout):
+    """Return λ * row, whether λ is one number for all columns and candidates or not."""
+    if ridge.shape[1] == 1:
+        k = 0
+    if ridge.shape[2] == 1:
+        return times(row, ridge[i, k, 0])
+    return times(row, load(ridge[i], k, layout))
+
+
+@compiled
+def _unit(row, layout):
+    """Return the length of a row, and the row divided by it."""
+    length = np.sqrt(wide_dot(own(row, layout), row))
+    if length > 0:
+        row = divided(row, length)
+    return length, row
 
 
 @njit(nogil=True, cache=True)

@@ -2,34 +2,42 @@
 
 A stored entry is an observed one, an explicit zero too; what is not stored is missing,
 or a zero with the weight α that the block carries. One copy of the data, in compressed
-rows, serves both halves: moving W, an entry adds to the row of W that is at hand;
-moving H, it adds to the row of H that its column names. The loops hold no lock on the
-interpreter and are cached on disk.
+rows, serves both halves: moving W, an entry adds to the row of W that is at hand, in
+registers; moving H, it adds to the row of H that its column names.
+
+Candidates pass over the entries one after the other: the rows of one of them stay in
+the cache, those of all of them would not.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from dmf.kernels.coordinates import descend_coordinates as descend_coordinates
+from dmf.kernels.rows import advance as advance
+from dmf.kernels.rows import directions as directions
+from dmf.kernels.vectors import (
+    blank,
+    compiled,
+    dot,
+    frozen,
+    layout_of,
+    load,
+    own,
+    plus_scaled,
+    prefetch,
+    shortest_row,
+    store,
+)
 
 Array = NDArray[Any]
 
-# Candidates that go through the entries together, and the fewest that are worth it for
-# each 64 bytes of a row: empty lanes cost as much as full ones, and long rows, eight at
-# a time, leave the cache where those of one candidate stay in it.
-TOGETHER = 8
-FEWEST = 4
-
-# Sums over the rank may be reordered so that they vectorise; NaN and inf keep meaning.
-_compiled = njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
+# So many entries ahead, the rows that an entry names are asked for from memory.
+AHEAD = 8
 
 
 @dataclass(frozen=True)
@@ -79,20 +87,17 @@ def gradient(
     loss : array of float64, shape (K,)
     """
     entries, alpha = _entries(block), _alpha(block, moving.dtype)
-    parts = []
-    for group in _groups(moving):
-        factors = moving[:, group], fixed[:, group]
-        if factors[0].shape[1] > 1:
-            from dmf.kernels import lanes
-
-            parts.append(lanes.gradient(entries, alpha, *factors, axis))
-            continue
-        result = np.zeros_like(factors[0])
-        D, F = (_frozen(factor[:, 0]) for factor in factors)
-        loss = _gradient(*entries, alpha, D, F, axis, result[:, 0])
-        parts.append((result, np.array([loss])))
-    gradients, losses = zip(*parts, strict=True)
-    return _joined(gradients), np.concatenate(losses)
+    width = moving.shape[2]
+    result = _results(moving.shape, moving.dtype)
+    loss = np.zeros(moving.shape[1])
+    pairs = zip(_each(moving), _each(fixed), result, strict=True)
+    for k, (D, F, G) in enumerate(pairs):
+        layout = layout_of(G.shape[1], G.dtype)
+        if axis == 0:
+            loss[k] = _gradient(*entries, alpha, D, F, G, None, layout)
+        else:
+            loss[k] = _gradient(*entries, alpha, F, D, None, G, layout)
+    return _stacked(result, width), loss
 
 
 def curvature(
@@ -114,24 +119,22 @@ def curvature(
         Σ (M − α)(D F)² for each moving row, where F is the fixed factor; for two moves
         the last axis holds the sums of (D F)², (D F)(S F) and (S F)².
     """
-    entries, alpha = _entries(block), _alpha(block, np.dtype(np.float64))
-    starts, columns, _, weights = entries
-    function: Any = _curvature_line if len(moves) == 1 else _curvature_plane
-    parts = []
-    for group in _groups(fixed):
-        *own, F = (factor[:, group] for factor in (*moves, fixed))
-        length, candidates = block.shape[axis], F.shape[1]
-        if candidates > 1:
-            from dmf.kernels import lanes
-
-            directions = tuple(own)
-            parts.append(lanes.curvature(entries, alpha, directions, F, axis, length))
-            continue
-        result = np.zeros((length, 1, 1 if len(moves) == 1 else 3))
-        factors = [_frozen(factor[:, 0]) for factor in (*own, F)]
-        function(starts, columns, weights, alpha, *factors, axis, result[:, 0])
-        parts.append(result)
-    return _joined(parts)
+    (starts, columns, _, weights), alpha = (
+        _entries(block),
+        _alpha(block, np.dtype(np.float64)),
+    )
+    pairs = 1 if len(moves) == 1 else 3
+    result = np.zeros((fixed.shape[1], block.shape[axis], pairs))
+    both = [_each(moves[0]), _each(moves[-1])]
+    for D, S, F, C in zip(*both, _each(fixed), result, strict=True):
+        layout = layout_of(F.shape[1], F.dtype)
+        second = None if len(moves) == 1 else S
+        if axis == 0:
+            rows, onto = (D, second, F, None), (C, None)
+        else:
+            rows, onto = (F, None, D, second), (None, C)
+        _curvature(starts, columns, weights, alpha, *rows, *onto, layout)
+    return _stacked(result, pairs)
 
 
 def product(block: SparseBlock, fixed: Array, axis: int) -> Array:
@@ -152,10 +155,15 @@ def product(block: SparseBlock, fixed: Array, axis: int) -> Array:
     array, shape (rows of the moving factor, K, r)
     """
     starts, columns, values, _ = _entries(block)
-    result = _stack((block.shape[axis], *fixed.shape[1:]), fixed.dtype)
+    width = fixed.shape[2]
+    result = _results((block.shape[axis], *fixed.shape[1:]), fixed.dtype)
     for F, P in zip(_each(fixed), result, strict=True):
-        _product(starts, columns, values, F, axis, P)
-    return _unstacked(result)
+        layout = layout_of(P.shape[1], P.dtype)
+        if axis == 0:
+            _product(starts, columns, values, F, P, None, layout)
+        else:
+            _product(starts, columns, values, F, None, P, layout)
+    return _stacked(result, width)
 
 
 def gram(block: SparseBlock, fixed: Array, axis: int) -> Array:
@@ -173,12 +181,13 @@ def gram(block: SparseBlock, fixed: Array, axis: int) -> Array:
     """
     starts, columns, _, weights = _entries(block)
     rank = fixed.shape[2]
-    shape = (block.shape[axis], fixed.shape[1], rank, rank)
-    result = _stack(shape, fixed.dtype)
+    result = np.zeros(
+        (fixed.shape[1], block.shape[axis], rank, rank), dtype=fixed.dtype
+    )
     alpha = _alpha(block, fixed.dtype)
-    for F, G in zip(_each(fixed), result, strict=True):
-        _gram(starts, columns, weights, alpha, F, axis, G)
-    return _unstacked(result)
+    for k, G in enumerate(result):
+        _gram(starts, columns, weights, alpha, frozen(fixed[:, k]), axis, G)
+    return _stacked(result, rank)
 
 
 def errors(block: SparseBlock, W: Array, H: Array) -> Array:
@@ -196,13 +205,16 @@ def errors(block: SparseBlock, W: Array, H: Array) -> Array:
     array of float64, shape (K, 2)
     """
     entries = _entries(block)
-    pairs = zip(_each(W), _each(H), strict=True)
-    return np.array([_errors(*entries, *pair) for pair in pairs])
+    sums = []
+    for own_rows, others in zip(_each(W), _each(H), strict=True):
+        layout = layout_of(own_rows.shape[1], W.dtype)
+        sums.append(_errors(*entries, own_rows, others, layout))
+    return np.array(sums)
 
 
 def _entries(block: SparseBlock) -> tuple[Array, Array, Array, Array | None]:
-    weights = None if block.weights is None else _frozen(block.weights)
-    return _frozen(block.starts), _frozen(block.columns), _frozen(block.values), weights
+    weights = None if block.weights is None else frozen(block.weights)
+    return frozen(block.starts), frozen(block.columns), frozen(block.values), weights
 
 
 def _alpha(block: SparseBlock, dtype: Any) -> Any:
@@ -211,59 +223,47 @@ def _alpha(block: SparseBlock, dtype: Any) -> Any:
 
 
 def _each(factor: Array) -> list[Array]:
-    """Return the candidates of a factor, each contiguous: the loops run one by one.
-
-    The copies are small beside the entries, and each candidate's rows lie close enough
-    to stay in the cache. One candidate alone is not copied.
-    """
-    return [_frozen(factor[:, k]) for k in range(factor.shape[1])]
-
-
-def _groups(factor: Array) -> list[slice]:
-    """Return which candidates go through the entries together, and which alone."""
-    _, candidates, rank = factor.shape
-    fewest = max(FEWEST, math.ceil(FEWEST * rank * factor.dtype.itemsize / 64))
-    groups = []
-    for start in range(0, candidates, TOGETHER):
-        stop = min(start + TOGETHER, candidates)
-        step = stop - start if stop - start >= fewest else 1
-        groups += [slice(k, k + step) for k in range(start, stop, step)]
-    return groups
+    """Return the candidates of a factor, each contiguous, with rows of one vector at
+    least. One candidate alone is not copied unless its rows are too short."""
+    missing = shortest_row(factor.dtype) - factor.shape[2]
+    if missing > 0:
+        factor = np.pad(factor, ((0, 0), (0, 0), (0, missing)))
+    return [frozen(factor[:, k]) for k in range(factor.shape[1])]
 
 
-def _joined(parts: Sequence[Array]) -> Array:
-    """Return the results of the groups as one array; a single one isn't copied."""
-    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+def _results(shape: tuple[int, ...], dtype: Any) -> Array:
+    """Return zeros for a factor of this shape, the candidates (axis 1) first."""
+    length, candidates, width = shape
+    return np.zeros((candidates, length, max(width, shortest_row(dtype))), dtype=dtype)
 
 
-def _stack(shape: tuple[int, ...], dtype: Any) -> Array:
-    """Return zeros for a result of this shape, the candidates (axis 1) first."""
-    return np.zeros((shape[1], shape[0], *shape[2:]), dtype=dtype)
+def _stacked(result: Array, width: int) -> Array:
+    """Return results with the candidates back in axis 1, without what padded rows."""
+    return np.ascontiguousarray(np.swapaxes(result, 0, 1)[..., :width])
 
 
-def _unstacked(result: Array) -> Array:
-    return np.ascontiguousarray(np.swapaxes(result, 0, 1))
+# The loops. `near` holds a row for each row of the block, `far` one for each of its
+# columns; sums go `onto_near` or `onto_far`, whichever isn't None. Numba leaves out
+# what would happen to a None.
 
 
-def _frozen(array: Array) -> Array:
-    """Return a contiguous read-only view: Numba compiles once instead of once for
-    each mixture of writable inputs and of the read-only ones that a worker receives."""
-    view = np.ascontiguousarray(array).view()
-    view.flags.writeable = False
-    return view
-
-
-@_compiled
-def _gradient(starts, columns, values, weights, alpha, moving, fixed, axis, result):
-    rank = moving.shape[1]
-    zero = moving.dtype.type(0)
+@compiled
+def _gradient(
+    starts, columns, values, weights, alpha, near, far, onto_near, onto_far, layout
+):
     squares = 0.0
+    last = columns.size - 1
     for i in range(starts.size - 1):
+        here = own(load(near, i, layout), layout)
+        total = blank(here)
         for e in range(starts[i], starts[i + 1]):
-            m, f = (i, columns[e]) if axis == 0 else (columns[e], i)
-            predicted = zero
-            for s in range(rank):
-                predicted += moving[m, s] * fixed[f, s]
+            j = columns[e]
+            ahead = columns[min(e + AHEAD, last)]
+            prefetch(far, ahead, layout)
+            if onto_far is not None:
+                prefetch(onto_far, ahead, layout)
+            there = load(far, j, layout)
+            predicted = dot(here, there)
             residual = predicted - values[e]
             weighted = residual
             if weights is not None:
@@ -273,67 +273,112 @@ def _gradient(starts, columns, values, weights, alpha, moving, fixed, axis, resu
                 shrunk = alpha * predicted
                 squares -= np.float64(shrunk) * np.float64(predicted)
                 weighted -= shrunk
-            for s in range(rank):
-                result[m, s] += weighted * fixed[f, s]
+            if onto_near is not None:
+                total = plus_scaled(total, weighted, there)
+            if onto_far is not None:
+                sums = load(onto_far, j, layout)
+                store(onto_far, j, layout, plus_scaled(sums, weighted, here))
+        if onto_near is not None:
+            store(onto_near, i, layout, total)
     return 0.5 * squares
 
 
-@_compiled
-def _curvature_line(starts, columns, weights, alpha, first, fixed, axis, result):
-    rank = first.shape[1]
-    zero = first.dtype.type(0)
-    for i in range(starts.size - 1):
-        for e in range(starts[i], starts[i + 1]):
-            m, f = (i, columns[e]) if axis == 0 else (columns[e], i)
-            a = zero
-            for s in range(rank):
-                a += first[m, s] * fixed[f, s]
-            weighted = np.float64(a)
-            if weights is not None:
-                weighted = weighted * weights[e]
-            if alpha is not None:
-                weighted -= alpha * a
-            result[m, 0] += weighted * a
-
-
-@_compiled
-def _curvature_plane(
-    starts, columns, weights, alpha, first, second, fixed, axis, result
+@compiled
+def _curvature(
+    starts,
+    columns,
+    weights,
+    alpha,
+    near,
+    near_too,
+    far,
+    far_too,
+    onto_near,
+    onto_far,
+    layout,
 ):
-    rank = first.shape[1]
-    zero = first.dtype.type(0)
+    last = columns.size - 1
     for i in range(starts.size - 1):
+        here = own(load(near, i, layout), layout)
+        if near_too is not None:
+            here_too = own(load(near_too, i, layout), layout)
+        aa, ab, bb = 0.0, 0.0, 0.0
         for e in range(starts[i], starts[i + 1]):
-            m, f = (i, columns[e]) if axis == 0 else (columns[e], i)
-            a = zero
-            b = zero
-            for s in range(rank):
-                a += first[m, s] * fixed[f, s]
-                b += second[m, s] * fixed[f, s]
-            weighted_a = np.float64(a)
-            weighted_b = np.float64(b)
+            j = columns[e]
+            ahead = columns[min(e + AHEAD, last)]
+            prefetch(far, ahead, layout)
+            there = load(far, j, layout)
+            a = np.float64(dot(here, there))
+            b = 0.0
+            if near_too is not None:
+                b = np.float64(dot(here_too, there))
+            if far_too is not None:
+                prefetch(far_too, ahead, layout)
+                b = np.float64(dot(here, load(far_too, j, layout)))
+            weighted_a, weighted_b = a, b
             if weights is not None:
-                weighted_a = weighted_a * weights[e]
-                weighted_b = weighted_b * weights[e]
+                weighted_a = a * weights[e]
+                weighted_b = b * weights[e]
             if alpha is not None:
                 weighted_a -= alpha * a
                 weighted_b -= alpha * b
-            result[m, 0] += weighted_a * a
-            result[m, 1] += weighted_a * b
-            result[m, 2] += weighted_b * b
+            if onto_near is not None:
+                aa += weighted_a * a
+                ab += weighted_a * b
+                bb += weighted_b * b
+            if onto_far is not None:
+                onto_far[j, 0] += weighted_a * a
+                if far_too is not None:
+                    onto_far[j, 1] += weighted_a * b
+                    onto_far[j, 2] += weighted_b * b
+        if onto_near is not None:
+            onto_near[i, 0] = aa
+            if near_too is not None:
+                onto_near[i, 1] = ab
+                onto_near[i, 2] = bb
 
 
-@_compiled
-def _product(starts, columns, values, fixed, axis, result):
-    rank = fixed.shape[1]
+@compiled
+def _product(starts, columns, values, factor, onto_near, onto_far, layout):
+    last = columns.size - 1
     for i in range(starts.size - 1):
+        if onto_near is not None:
+            total = load(onto_near, i, layout)
+        if onto_far is not None:
+            here = own(load(factor, i, layout), layout)
         for e in range(starts[i], starts[i + 1]):
-            m, f = (i, columns[e]) if axis == 0 else (columns[e], i)
-            for s in range(rank):
-                result[m, s] += values[e] * fixed[f, s]
+            j = columns[e]
+            ahead = columns[min(e + AHEAD, last)]
+            if onto_near is not None:
+                prefetch(factor, ahead, layout)
+                total = plus_scaled(total, values[e], load(factor, j, layout))
+            if onto_far is not None:
+                prefetch(onto_far, ahead, layout)
+                sums = load(onto_far, j, layout)
+                store(onto_far, j, layout, plus_scaled(sums, values[e], here))
+        if onto_near is not None:
+            store(onto_near, i, layout, total)
 
 
-@_compiled
+@compiled
+def _errors(starts, columns, values, weights, near, far, layout):
+    squares, sizes = 0.0, 0.0
+    last = columns.size - 1
+    for i in range(starts.size - 1):
+        here = own(load(near, i, layout), layout)
+        for e in range(starts[i], starts[i + 1]):
+            prefetch(far, columns[min(e + AHEAD, last)], layout)
+            predicted = dot(here, load(far, columns[e], layout))
+            residual = np.float64(predicted - values[e])
+            weighted = residual
+            if weights is not None:
+                weighted = residual * weights[e]
+            squares += weighted * residual
+            sizes += abs(weighted)
+    return squares, sizes
+
+
+@compiled
 def _gram(starts, columns, weights, alpha, fixed, axis, result):
     rank = fixed.shape[1]
     one = fixed.dtype.type(1)
@@ -349,23 +394,3 @@ def _gram(starts, columns, weights, alpha, fixed, axis, result):
                 scaled = weight * fixed[f, s]
                 for t in range(rank):
                     result[m, s, t] += scaled * fixed[f, t]
-
-
-@_compiled
-def _errors(starts, columns, values, weights, W, H):
-    rank = W.shape[1]
-    zero = W.dtype.type(0)
-    squares = 0.0
-    sizes = 0.0
-    for i in range(starts.size - 1):
-        for e in range(starts[i], starts[i + 1]):
-            predicted = zero
-            for s in range(rank):
-                predicted += W[i, s] * H[columns[e], s]
-            residual = np.float64(predicted - values[e])
-            weighted = residual
-            if weights is not None:
-                weighted = residual * weights[e]
-            squares += weighted * residual
-            sizes += abs(weighted)
-    return squares, sizes

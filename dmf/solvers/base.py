@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 from array_api_compat import array_namespace
 
+from dmf.kernels.strips import sizes
 from dmf.objective import Side, Terms
 from dmf.penalties import Penalty
 
@@ -160,30 +161,58 @@ def moved(
 
     `factor` is where the move leads, if rounding shall not decide what is exactly 0.
     """
-    xp = array_namespace(moving)
     factor = moving + move if factor is None else factor
-    proper = slice(0, side.rank)
-    own, taken = factor[:, :, proper], move[:, :, proper]
-    zeros = xp.astype(xp.count_nonzero(own == 0, axis=(0, 2)), xp.float64)
-    length = moving.shape[0]
+    report = report_of(
+        factor,
+        side=side,
+        counts=counts,
+        loss_before=loss_before,
+        change=change,
+        penalties=(terms.value(moving), terms.value(factor)),
+        gradient=gradient,
+        sizes=sizes(factor, move, side.rank),
+        in_plane=in_plane,
+    )
+    return Moved(factor, memory, report)
+
+
+def report_of(
+    factor: Array,
+    *,
+    side: Side,
+    counts: Array,
+    loss_before: Array,
+    change: Array,
+    penalties: tuple[Array, Array],
+    gradient: Array,
+    sizes: tuple[Array, Array, Array],
+    in_plane: Array | None,
+) -> Report:
+    """Return the report on a strip that a half-step has moved to `factor`.
+
+    `penalties` are those before and after it, `sizes` what `dmf.kernels.strips.sizes`
+    returns.
+    """
+    xp = array_namespace(factor)
+    length = factor.shape[0]
+    move, own, zeros = sizes
     padding = xp.asarray([float(length * (side.rank - r)) for r in side.ranks])
     offset, offset_weight = side.level(factor, counts)
-    rows = xp.full(moving.shape[1:2], float(length), dtype=xp.float64)
-    report = Report(
+    rows = xp.full(factor.shape[1:2], float(length), dtype=xp.float64)
+    return Report(
         loss_before=loss_before,
         loss=loss_before + change,
-        penalty_before=terms.value(moving),
-        penalty=terms.value(factor),
+        penalty_before=penalties[0],
+        penalty=penalties[1],
         gradient=gradient,
-        move=xp.sum(row_dots(xp, taken, taken), axis=0),
-        factor=xp.sum(row_dots(xp, own, own), axis=0),
+        move=move,
+        factor=own,
         in_plane=xp.zeros_like(rows) if in_plane is None else in_plane,
         zeros=zeros - xp.astype(padding, xp.float64),
         rows=rows,
         offset=offset,
         offset_weight=offset_weight,
     )
-    return Moved(factor, memory, report)
 
 
 def row_dots(xp: Any, a: Array, b: Array) -> Array:

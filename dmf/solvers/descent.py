@@ -7,32 +7,20 @@ to go is all that a method has to say.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from array_api_compat import array_namespace
 
-from dmf.objective import Side
-from dmf.solvers.base import HalfStep, Moved, Value, moved, row_dots
+from dmf.kernels.strips import Directions
+from dmf.objective import Side, Terms
+from dmf.solvers.base import HalfStep, Moved, Value, report_of
 from dmf.solvers.loss import Loss
 
 Array = Any
 
-
-class Directions(NamedTuple):
-    """Where the rows of a strip may go, and how the objective begins to change there.
-
-    The moves are the negative gradient −g and, for a plane, the previous move s, each
-    row scaled to length one: however large or small the gradients are, kernels see
-    numbers near one. `norms` holds the lengths that were divided out.
-    """
-
-    units: tuple[Array, ...]  # k arrays (p, K, c)
-    norms: Array  # (p, K, k), float64
-    loss_slopes: Array  # (p, K, k): derivatives of the loss along −g and s
-    penalty_slopes: Array  # (p, K, k)
-    penalty_curvature: Array  # (p, K, k(k+1)/2)
-    loss: Array  # (K,)
+UNITS = Directions._fields.index("units")
 
 
 class Quadratic(NamedTuple):
@@ -80,31 +68,41 @@ def descend(half: HalfStep, scope: str, step: Step) -> Value:
     step : Step
     """
     loss = Loss(half)
+    summed = loss.gradient(half.moving)
+    terms = half.per_strip(
+        "terms", half.side.terms, half.moving, half.counts, half.centre
+    )
     directions = half.per_strip(
         "direction",
-        partial(find_directions, side=half.side, moves=step.moves),
-        loss.gradient(half.moving),
+        partial(find_directions, find=half.kernels.directions, moves=step.moves),
+        summed,
         half.moving,
         half.memory,
-        half.counts,
-        half.centre,
+        terms,
     )
     model = half.per_strip(
         "model",
         partial(build_model, scope=scope),
         directions,
-        loss.curvature(directions[0]),
+        loss.curvature(directions[UNITS]),
     )
     whole = half.sum_over_all(model) if scope == "global" else model
     return half.per_strip(
         "update",
-        partial(update, side=half.side, step=step, round=half.round),
+        partial(
+            update,
+            advance=half.kernels.advance,
+            side=half.side,
+            step=step,
+            round=half.round,
+        ),
         half.moving,
+        summed[1],
         directions,
         model,
         whole,
+        terms,
         half.counts,
-        half.centre,
     )
 
 
@@ -112,43 +110,14 @@ def find_directions(
     summed: tuple[Array, Array],
     moving: Array,
     memory: tuple[Array] | None,
-    counts: Array,
-    centre: Array,
+    terms: Terms,
     *,
-    side: Side,
+    find: Callable[..., Directions],
     moves: int,
 ) -> Directions:
-    """Return the directions of a strip: its gradient's, and that of its last move."""
-    xp = array_namespace(moving)
-    loss_gradient, loss = summed
-    terms = side.terms(moving, counts, centre)
-    penalty_gradient = terms.gradient(moving)
-    last = xp.zeros_like(moving) if memory is None else memory[0]
-    candidates = [-terms.still(loss_gradient + penalty_gradient), last][:moves]
-    units, norms = zip(*(unit_rows(xp, move) for move in candidates), strict=True)
-    pairs = [(a, b) for k, a in enumerate(units) for b in units[k:]]
-    lengths = [(a, b) for k, a in enumerate(norms) for b in norms[k:]]
-
-    def slopes(gradient: Array) -> Array:
-        along = [
-            n * row_dots(xp, gradient, u) for u, n in zip(units, norms, strict=True)
-        ]
-        return xp.stack(along, axis=-1)
-
-    return Directions(
-        units,
-        xp.stack(norms, axis=-1),
-        slopes(loss_gradient),
-        slopes(penalty_gradient),
-        xp.stack(
-            [
-                m * n * terms.curvature(a, b)
-                for (a, b), (m, n) in zip(pairs, lengths, strict=True)
-            ],
-            axis=-1,
-        ),
-        loss,
-    )
+    """Return the directions of a strip, with the kernel that finds them."""
+    last = None if memory is None else memory[0]
+    return find(summed[0], moving, last, terms, moves=moves)
 
 
 def build_model(directions: Directions, curvature: Array, *, scope: str) -> Quadratic:
@@ -171,12 +140,14 @@ def build_model(directions: Directions, curvature: Array, *, scope: str) -> Quad
 
 def update(
     moving: Array,
+    loss: Array,
     directions: Directions,
     model: Quadratic,
     whole: Quadratic,
+    terms: Terms,
     counts: Array,
-    centre: Array,
     *,
+    advance: Callable[..., Any],
     side: Side,
     step: Step,
     round: int,
@@ -189,25 +160,25 @@ def update(
     # Below this, the 2 × 2 system is noise: its entries carry the rounding of `moving`.
     tolerance = 100 * float(xp.finfo(moving.dtype).eps)
     lengths = step.lengths(whole, round, tolerance)
-    strides = xp.astype(lengths * directions.norms, moving.dtype)
-    move = sum(strides[..., k, None] * unit for k, unit in enumerate(directions.units))
+    norms = directions.norms
+    after = advance(moving, directions.units, lengths * norms, terms, rank=side.rank)
     change = along(model.loss_slopes, model.loss_curvature, lengths)
     in_plane = None
     if lengths.shape[-1] == 2:
-        used = (lengths[..., 1] != 0) & (directions.norms[..., 1] > 0)
+        used = (lengths[..., 1] != 0) & (norms[..., 1] > 0)
         in_plane = xp.sum(xp.astype(used, xp.float64), axis=0)
-    return moved(
-        moving,
-        move,
+    report = report_of(
+        after.factor,
         side=side,
-        terms=side.terms(moving, counts, centre),
         counts=counts,
-        loss_before=directions.loss,
+        loss_before=loss,
         change=xp.sum(change, axis=0) if change.ndim == 2 else change,
-        gradient=xp.sum(directions.norms[..., 0] ** 2, axis=0),
+        penalties=(directions.penalty, after.penalty),
+        gradient=xp.sum(norms[..., 0] ** 2, axis=0),
+        sizes=(after.move_square, after.factor_square, after.zeros),
         in_plane=in_plane,
-        memory=(move,) if lengths.shape[-1] == 2 else None,
     )
+    return Moved(after.factor, (after.move,) if step.moves == 2 else None, report)
 
 
 def along(slopes: Array, curvature: Array, lengths: Array) -> Array:
@@ -219,12 +190,3 @@ def along(slopes: Array, curvature: Array, lengths: Array) -> Array:
         second = second + curvature[..., 2] * lengths[..., 1] ** 2
         second = second + 2 * curvature[..., 1] * lengths[..., 0] * lengths[..., 1]
     return first + 0.5 * second
-
-
-def unit_rows(xp: Any, move: Array) -> tuple[Array, Array]:
-    """Scale rows to length one; rows of zeros stay. Return them and their lengths."""
-    # In float64: the squares of tiny or huge entries would leave float32.
-    wide = xp.astype(move, xp.float64, copy=False)
-    length = xp.sqrt(xp.vecdot(wide, wide))
-    safe = xp.where(length > 0, length, xp.ones_like(length))
-    return move / xp.astype(safe, move.dtype)[..., None], length

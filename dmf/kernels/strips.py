@@ -1,0 +1,131 @@
+"""Kernels on strips of the moving factor: where its rows may go, and the move itself.
+
+These are passes over the factors between the passes over the data, for any array-API
+namespace. `dmf.kernels.rows` has the same functions compiled, for NumPy.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from array_api_compat import array_namespace
+
+Array = Any
+Terms = Any  # dmf.objective.Terms
+
+
+class Directions(NamedTuple):
+    """Where the rows of a strip may go, and how the objective begins to change there.
+
+    The moves are the negative gradient −g and, for a plane, the previous move s, each
+    row scaled to length one: however large or small the gradients are, kernels see
+    numbers near one. `norms` holds the lengths that were divided out.
+    """
+
+    units: tuple[Array, ...]  # k arrays (p, K, c)
+    norms: Array  # (p, K, k), float64
+    loss_slopes: Array  # (p, K, k): derivatives of the loss along −g and s
+    penalty_slopes: Array  # (p, K, k)
+    penalty_curvature: Array  # (p, K, k(k+1)/2)
+    penalty: Array  # (K,): of the rows as they are
+
+
+class Advanced(NamedTuple):
+    """A strip after its move, and sums over its rows, float64, shape (K,)."""
+
+    factor: Array
+    move: Array
+    penalty: Array
+    move_square: Array  # of the factor's own columns, as the next two
+    factor_square: Array
+    zeros: Array  # entries that are exactly 0
+
+
+def directions(
+    gradient: Array, moving: Array, last: Array | None, terms: Terms, *, moves: int
+) -> Directions:
+    """Return the directions of a strip: its gradient's, and that of its last move.
+
+    Parameters
+    ----------
+    gradient : array, shape (p, K, c)
+        Of the loss.
+    moving : array, shape (p, K, c)
+    last : array, shape (p, K, c), or None
+        The previous move; None in the first round.
+    terms : Terms
+        The penalty, a quadratic one.
+    moves : {1, 2}
+    """
+    xp = array_namespace(moving)
+    pull = terms.gradient(moving)
+    last = xp.zeros_like(moving) if last is None else last
+    candidates = [-terms.still(gradient + pull), last][:moves]
+    units, norms = zip(*(unit_rows(xp, move) for move in candidates), strict=True)
+    pairs = [(a, b) for k, a in enumerate(units) for b in units[k:]]
+    lengths = [(a, b) for k, a in enumerate(norms) for b in norms[k:]]
+
+    def slopes(rows: Array) -> Array:
+        along = [
+            n * xp.astype(xp.vecdot(rows, u), xp.float64)
+            for u, n in zip(units, norms, strict=True)
+        ]
+        return xp.stack(along, axis=-1)
+
+    curvature = [
+        m * n * terms.curvature(a, b)
+        for (a, b), (m, n) in zip(pairs, lengths, strict=True)
+    ]
+    return Directions(
+        units,
+        xp.stack(norms, axis=-1),
+        slopes(gradient),
+        slopes(pull),
+        xp.stack(curvature, axis=-1),
+        terms.value(moving),
+    )
+
+
+def advance(
+    moving: Array, units: tuple[Array, ...], strides: Array, terms: Terms, *, rank: int
+) -> Advanced:
+    """Move each row of a strip by its strides along the units.
+
+    Parameters
+    ----------
+    moving : array, shape (p, K, c)
+    units : tuple of one or two arrays, shape (p, K, c)
+    strides : array of float64, shape (p, K, k)
+    terms : Terms
+    rank : int
+        The factor's own columns, the first of the c.
+    """
+    xp = array_namespace(moving)
+    strides = xp.astype(strides, moving.dtype)
+    move = sum(strides[..., k, None] * unit for k, unit in enumerate(units))
+    factor = moving + move
+    return Advanced(factor, move, terms.value(factor), *sizes(factor, move, rank))
+
+
+def sizes(factor: Array, move: Array, rank: int) -> tuple[Array, Array, Array]:
+    """Return the squared norms of the move and of the factor, and the factor's zeros.
+
+    All are sums over the rows and over the first `rank` columns, shape (K,).
+    """
+    xp = array_namespace(factor)
+    own, taken = factor[:, :, :rank], move[:, :, :rank]
+    zeros = xp.astype(xp.count_nonzero(own == 0, axis=(0, 2)), xp.float64)
+    taken, squares = (
+        xp.sum(xp.astype(xp.vecdot(rows, rows), xp.float64), axis=0)
+        for rows in (taken, own)
+    )
+    return taken, squares, zeros
+
+
+def unit_rows(xp: Any, move: Array) -> tuple[Array, Array]:
+    """Scale rows to length one; rows of zeros stay. Return them and their lengths."""
+    # In float64: the squares of tiny or huge entries would leave float32.
+    wide = xp.astype(move, xp.float64, copy=False)
+    length = xp.sqrt(xp.vecdot(wide, wide))
+    safe = xp.where(length > 0, length, xp.ones_like(length))
+    return move / xp.astype(safe, move.dtype)[..., None], length

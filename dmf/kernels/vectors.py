@@ -1,0 +1,327 @@
+"""Rows of a factor in the processor's vectors, for compiled loops.
+
+A row of r numbers is a tuple of vectors that stays in registers while a loop works with
+it. Left to itself, LLVM doesn't know the rank: it loads and stores sums again and again
+and takes the last few numbers of a row one by one. Here the number of vectors is part
+of a row's type, so that a loop is compiled once for each such number, and runs about
+twice as fast. Where the vectors begin isn't part of the type: if r isn't a multiple of
+their length, the last one begins earlier and overlaps the one before it, and `own`
+blanks what it has twice.
+
+Loops may add rows, scale them and take dot products. Whatever they do, numbers that
+overlap must stay equal, or be blanked: `store` writes the last vector first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic as _untyped_intrinsic
+from numba.extending import models, register_model
+from numpy.typing import NDArray
+
+# Sums may be reordered so that they vectorise; NaN and inf keep their meaning.
+FASTMATH = ("reassoc", "contract", "nsz")
+# What a vector register of most processors holds.
+REGISTER_BYTES = 32
+# More vectors than this don't stay in registers anyway: they get longer instead.
+MOST_VECTORS = 8
+CACHE_LINE = 64
+
+# No lock on the interpreter while they run, and cached on disk.
+compiled = njit(nogil=True, cache=True, fastmath=set(FASTMATH))
+
+_intrinsic: Any = _untyped_intrinsic  # for mypy: it keeps the first argument to itself
+
+
+class Layout(NamedTuple):
+    """How rows of some length are cut into vectors.
+
+    Parameters
+    ----------
+    starts : tuple of int
+        Where each vector begins.
+    kept : tuple of float, as long as a vector
+        1 where a number of the last vector is its own, 0 where it is another's too.
+    """
+
+    starts: tuple[int, ...]
+    kept: tuple[float, ...]
+
+
+def shortest_row(dtype: Any) -> int:
+    """Return the fewest numbers that a row may have: those of one vector."""
+    return REGISTER_BYTES // int(np.dtype(dtype).itemsize)
+
+
+@lru_cache
+def layout_of(width: int, dtype: Any) -> Layout:
+    """Return the layout of rows of `width` numbers, at least `shortest_row(dtype)`."""
+    length = shortest_row(dtype)
+    while -(-width // length) > MOST_VECTORS:
+        length *= 2
+    starts = [*range(0, width - length, length), width - length]
+    shared = -width % length
+    return Layout(tuple(starts), (0.0,) * shared + (1.0,) * (length - shared))
+
+
+def frozen(array: NDArray[Any]) -> NDArray[Any]:
+    """Return a contiguous read-only view: Numba compiles once instead of once for
+    each mixture of writable inputs and of the read-only ones that a worker receives."""
+    view = np.ascontiguousarray(array).view()
+    view.flags.writeable = False
+    return view
+
+
+class Vector(types.Type):
+    """The Numba type of a few numbers of a dtype: an LLVM vector."""
+
+    def __init__(self, dtype: types.Type, length: int) -> None:
+        self.dtype = dtype
+        self.length = length
+        super().__init__(name=f"Vector({dtype}, {length})")
+
+
+@register_model(Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, vector: Vector) -> None:
+        number = manager.lookup(vector.dtype).get_value_type()
+        super().__init__(manager, vector, ir.VectorType(number, vector.length))
+
+
+# What loops may do with rows. Each function tells Numba its types, and how to write it
+# in LLVM's language; `row` is a Numba tuple of equal `Vector`s.
+
+
+@_intrinsic
+def load(typing, array, i, layout):
+    """Return the row array[i, :]."""
+    starts, kept = layout.types
+    row = types.UniTuple(Vector(array.dtype, kept.count), starts.count)
+
+    def generate(context, builder, signature, arguments):
+        vector = context.get_value_type(row.dtype).as_pointer()
+        parts = [
+            builder.load(builder.bitcast(address, vector), align=_ALIGNED)
+            for address in _addresses(context, builder, signature, arguments)
+        ]
+        return context.make_tuple(builder, row, parts)
+
+    return row(array, types.intp, layout), generate
+
+
+@_intrinsic
+def store(typing, array, i, layout, row):
+    """Do array[i, :] = row."""
+
+    def generate(context, builder, signature, arguments):
+        addresses = _addresses(context, builder, signature, arguments)
+        parts = cgutils.unpack_tuple(builder, arguments[3])
+        # The last vector first: what it shares may be blank.
+        for address, part in reversed(list(zip(addresses, parts, strict=True))):
+            place = builder.bitcast(address, part.type.as_pointer())
+            builder.store(part, place, align=_ALIGNED)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, layout, row), generate
+
+
+@_intrinsic
+def prefetch(typing, array, i, layout):
+    """Ask memory for the row array[i, :] without waiting for it."""
+
+    def generate(context, builder, signature, arguments):
+        vector_bytes = layout.types[1].count * array.dtype.bitwidth // 8
+        step = max(1, CACHE_LINE // vector_bytes)
+        number = ir.IntType(32)
+        for address in _addresses(context, builder, signature, arguments)[::step]:
+            place = builder.bitcast(address, ir.IntType(8).as_pointer())
+            kind = ir.FunctionType(ir.VoidType(), [place.type, number, number, number])
+            function = cgutils.get_or_insert_function(
+                builder.module, kind, "llvm.prefetch.p0"
+            )
+            builder.call(function, [place, number(0), number(3), number(1)])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, layout), generate
+
+
+@_intrinsic
+def own(typing, row, layout):
+    """Return a row whose last vector is blank where it overlaps: to sum over."""
+
+    def generate(context, builder, signature, arguments):
+        parts = cgutils.unpack_tuple(builder, arguments[0])
+        _, kept = cgutils.unpack_tuple(builder, arguments[1])
+        mask = ir.Constant(parts[-1].type, ir.Undefined)
+        for place, share in enumerate(cgutils.unpack_tuple(builder, kept)):
+            number = context.cast(builder, share, types.float64, row.dtype.dtype)
+            mask = builder.insert_element(mask, number, ir.IntType(32)(place))
+        parts[-1] = builder.fmul(parts[-1], mask)
+        return context.make_tuple(builder, row, parts)
+
+    return row(row, layout), generate
+
+
+@_intrinsic
+def blank(typing, row):
+    """Return a row of zeros like another one."""
+
+    def generate(context, builder, signature, arguments):
+        zeros = ir.Constant(context.get_value_type(row.dtype), None)
+        return context.make_tuple(builder, row, [zeros] * row.count)
+
+    return row(row), generate
+
+
+def _operator(instruction: str) -> Callable[..., Any]:
+    """Return an operator on a row and another one, or a number, from an instruction."""
+
+    @_intrinsic
+    def apply(typing, row, other):
+        number = not isinstance(other, types.BaseTuple)
+
+        def generate(context, builder, signature, arguments):
+            parts = cgutils.unpack_tuple(builder, arguments[0])
+            if number:
+                others = [_spread(builder, arguments[1], part.type) for part in parts]
+            else:
+                others = cgutils.unpack_tuple(builder, arguments[1])
+            operate = getattr(builder, instruction)
+            pairs = zip(parts, others, strict=True)
+            results = [operate(a, b, flags=FASTMATH) for a, b in pairs]
+            return context.make_tuple(builder, row, results)
+
+        return row(row, row.dtype.dtype if number else other), generate
+
+    result: Callable[..., Any] = apply
+    return result
+
+
+plus, minus = _operator("fadd"), _operator("fsub")
+times, divided = _operator("fmul"), _operator("fdiv")
+
+
+@_intrinsic
+def plus_scaled(typing, row, scale, other):
+    """Return row + scale * other."""
+
+    def generate(context, builder, signature, arguments):
+        parts, others = (
+            cgutils.unpack_tuple(builder, arguments[place]) for place in (0, 2)
+        )
+        factor = _spread(builder, arguments[1], parts[0].type)
+        sums = [
+            builder.fadd(part, builder.fmul(factor, b, flags=FASTMATH), flags=FASTMATH)
+            for part, b in zip(parts, others, strict=True)
+        ]
+        return context.make_tuple(builder, row, sums)
+
+    return row(row, row.dtype.dtype, other), generate
+
+
+@_intrinsic
+def dot(typing, a, b):
+    """Return the sum of a * b; one of them must be `own`."""
+
+    def generate(context, builder, signature, arguments):
+        return _dot(builder, *_parts_of(builder, arguments))
+
+    return a.dtype.dtype(a, b), generate
+
+
+@_intrinsic
+def wide_dot(typing, a, b):
+    """Return the sum of a * b in float64, of any size; one of them must be `own`."""
+
+    def generate(context, builder, signature, arguments):
+        wide = [
+            [_widened(builder, part) for part in parts]
+            for parts in _parts_of(builder, arguments)
+        ]
+        return _dot(builder, *wide)
+
+    return types.float64(a, b), generate
+
+
+@_intrinsic
+def zeros_in(typing, row):
+    """Return a row with 1 where a number is exactly 0, and 0 elsewhere."""
+
+    def generate(context, builder, signature, arguments):
+        found = []
+        for part in cgutils.unpack_tuple(builder, arguments[0]):
+            nothing = ir.Constant(part.type, None)
+            one = _spread(builder, part.type.element(1), part.type)
+            is_zero = builder.fcmp_ordered("==", part, nothing)
+            found.append(builder.select(is_zero, one, nothing))
+        return context.make_tuple(builder, row, found)
+
+    return row(row), generate
+
+
+_ALIGNED = 4  # bytes: rows begin anywhere
+_DOUBLE = ir.DoubleType()
+
+
+def _addresses(context: Any, builder: Any, signature: Any, arguments: Any) -> list[Any]:
+    """Return where the vectors of the row array[i, :] are."""
+    kind = signature.args[0]
+    array = context.make_array(kind)(context, builder, arguments[0])
+    starts, _ = cgutils.unpack_tuple(builder, arguments[2])
+    return [
+        cgutils.get_item_pointer(
+            context, builder, kind, array, (arguments[1], start), wraparound=False
+        )
+        for start in cgutils.unpack_tuple(builder, starts)
+    ]
+
+
+def _parts_of(builder: Any, rows: Any) -> list[list[Any]]:
+    return [cgutils.unpack_tuple(builder, row) for row in rows]
+
+
+def _spread(builder: Any, number: Any, vector: ir.VectorType) -> Any:
+    """Return a vector that holds the number everywhere."""
+    nothing = ir.Constant(vector, ir.Undefined)
+    first = builder.insert_element(nothing, number, ir.IntType(32)(0))
+    positions = ir.Constant(ir.VectorType(ir.IntType(32), vector.count), None)
+    return builder.shuffle_vector(first, nothing, positions)
+
+
+def _widened(builder: Any, part: Any) -> Any:
+    if part.type.element == _DOUBLE:
+        return part
+    return builder.fpext(part, ir.VectorType(_DOUBLE, part.type.count))
+
+
+def _dot(builder: Any, first: list[Any], second: list[Any]) -> Any:
+    """Return the sum of the products: vectors are added up, then halved to the end."""
+    total = None
+    for a, b in zip(first, second, strict=True):
+        product = builder.fmul(a, b, flags=FASTMATH)
+        total = (
+            product if total is None else builder.fadd(total, product, flags=FASTMATH)
+        )
+    assert total is not None
+    while total.type.count > 1:
+        half = total.type.count // 2
+        halves = [
+            builder.shuffle_vector(total, total, _positions(start, half))
+            for start in (0, half)
+        ]
+        total = builder.fadd(*halves, flags=FASTMATH)
+    return builder.extract_element(total, ir.IntType(32)(0))
+
+
+def _positions(start: int, count: int) -> Any:
+    number = ir.IntType(32)
+    return ir.Constant(
+        ir.VectorType(number, count), [number(start + k) for k in range(count)]
+    )
