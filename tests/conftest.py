@@ -50,7 +50,7 @@ def no_tasks() -> Iterator[None]:
 @pytest.fixture
 def keep_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make one block of each chunk, however many and small the chunks are."""
-    monkeypatch.setattr("dmf.engine.data.KEEP_CHUNKS", 10**9)
+    monkeypatch.setattr("dmf.engine.grid.KEEP_CHUNKS", 10**9)
 
 
 @pytest.fixture(scope="session")

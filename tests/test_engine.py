@@ -10,19 +10,11 @@ import dask
 import dask.array as da
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 import dmf
 from benchmarks.common import power_law
 from dmf.engine import grid, lower
-from dmf.engine.data import _grid_of_chunks, load
-from dmf.engine.grid import (
-    balanced_bounds,
-    blocks_for,
-    even_bounds,
-    merged_bounds,
-)
+from dmf.engine.data import load
 from dmf.engine.lower import Lowering, Place
 from dmf.engine.rounds import State, build_rounds, start_state
 from dmf.engine.runner import Tasks, Threads
@@ -46,90 +38,13 @@ def prepared(P: int, Q: int, K: int = 1) -> tuple[Any, State, Objective]:
     X = da.from_array(problem.nan, chunks=(4, 3))
     runner = Threads()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dmf.engine.data.KEEP_CHUNKS", 10**9)
+        patch.setattr("dmf.engine.grid.KEEP_CHUNKS", 10**9)
         data = load(X, None, 2, runner)
     assert data.grid.shape == (P, Q)
     objective = objective_of([RIDGE] * K, rank=2)
     start = RandomStart(0, tuple(range(K)), data.totals.mean_square)
     state = start_state(data, runner, start=start, objective=objective)
     return data, state, objective
-
-
-# ---------------------------------------------------------------- the plan
-
-
-@given(
-    m=st.integers(1, 10**7),
-    n=st.integers(1, 10**7),
-    stored=st.integers(1, 10**10),
-    rank=st.integers(1, 200),
-    kind=st.sampled_from(["dense", "sparse"]),
-)
-def test_plan_fits_the_matrix(
-    m: int, n: int, stored: int, rank: int, kind: str
-) -> None:
-    P, Q = blocks_for((m, n), min(stored, m * n), rank, kind)
-    assert 1 <= P <= m
-    assert 1 <= Q <= n
-
-
-def test_plan_grows_with_the_work_but_more_slowly() -> None:
-    def count(stored: int) -> int:
-        P, Q = blocks_for((10**6, 10**5), stored, 32, "sparse")
-        return P * Q
-
-    assert count(10**5) == 1
-    assert 2 <= count(10**6) <= 8
-    assert 16 <= count(33 * 10**6) <= 64
-    assert 1000 <= count(30 * 10**9) <= 4000
-    # Tall matrices are cut into rows: then a half-step on W is one task a strip.
-    assert blocks_for((10**6, 10**3), 10**6, 32, "sparse")[1] == 1
-    assert blocks_for((10**3, 10**6), 10**6, 32, "sparse")[0] == 1
-
-
-@given(
-    counts=st.lists(st.integers(0, 100), min_size=1, max_size=60),
-    parts=st.integers(1, 20),
-)
-def test_bounds_cover_everything_and_no_strip_is_empty(
-    counts: list[int], parts: int
-) -> None:
-    parts = min(parts, len(counts))
-    for bounds in (
-        balanced_bounds(np.array(counts), parts),
-        even_bounds(len(counts), parts),
-    ):
-        assert bounds[0] == 0
-        assert bounds[-1] == len(counts)
-        assert len(bounds) == parts + 1
-        assert np.all(np.diff(bounds) > 0)
-
-
-def test_balanced_bounds_balance() -> None:
-    counts = np.arange(1000) ** 2
-    bounds = balanced_bounds(counts, 7)
-    sums = np.add.reduceat(counts, bounds[:-1])
-    assert sums.max() < 1.01 * sums.mean()
-
-
-@given(
-    chunks=st.lists(st.integers(1, 50), min_size=1, max_size=60),
-    parts=st.integers(1, 20),
-)
-def test_merged_bounds_are_made_of_whole_chunks(chunks: list[int], parts: int) -> None:
-    bounds = merged_bounds(tuple(chunks), parts)
-    assert bounds[0] == 0
-    assert bounds[-1] == sum(chunks)
-    assert len(bounds) <= parts + 1 or len(bounds) == len(chunks) + 1
-    assert np.all(np.diff(bounds) > 0)
-    assert set(bounds) <= {0, *np.cumsum(chunks).tolist()}
-
-
-def test_chunks_are_kept_unless_there_are_far_too_many() -> None:
-    X = da.zeros((400, 400), chunks=(100, 400))
-    assert load(X, None, 2, Threads()).grid.shape == (4, 1)
-    X = da.zeros((400, 400), chunks=(10, 10))
-    assert load(X, None, 2, Threads()).grid.shape == (1, 1)
 
 
 # ---------------------------------------------------------------- tasks
@@ -258,8 +173,7 @@ def test_bitwise_the_same_for_any_number_of_threads(
 ) -> None:
     if kind == "sparse":
         X = power_law(3000, 2000, 400_000, rank=3)
-        monkeypatch.setitem(grid.LEAST_WORK, "sparse", 2**14)
-        assert np.prod(blocks_for(X.shape, X.nnz, 4, kind)) > 10
+        monkeypatch.setattr(grid, "ranked_grids", lambda work, machine: [(4, 4)])
     problem = low_rank(m=300, n=200, dtype=np.float32)
     X = X if kind == "sparse" else da.from_array(problem.nan, chunks=(70, 60))
     with dask.config.set(scheduler="synchronous"):
@@ -327,12 +241,6 @@ def test_chunks_without_rows() -> None:
     found = dmf.factorize(X, 3, max_rounds=5)
     expected = dmf.factorize(problem.nan, 3, max_rounds=5)
     np.testing.assert_allclose(np.asarray(found.W), expected.W, rtol=1e-8)
-
-
-def test_a_large_chunk_is_cut() -> None:
-    X = da.zeros((8000, 6000), chunks=-1, dtype="f4")
-    grid = _grid_of_chunks(X, 16, "dense")
-    assert grid.shape == blocks_for(X.shape, X.size, 16, "dense") != (1, 1)
 
 
 def test_dask_input_is_read_once() -> None:

@@ -103,7 +103,7 @@ def test_chunks_do_not_change_the_answer(
         "tol": 0,
     }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dmf.engine.data.KEEP_CHUNKS", 10**9)
+        patch.setattr("dmf.engine.grid.KEEP_CHUNKS", 10**9)
         whole = dmf.factorize(problem.nan, min(2, *shape), **settings)
         X = da.from_array(problem.nan, chunks=chunks)
         cut = dmf.factorize(X, min(2, *shape), **settings)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import uuid
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,14 +15,14 @@ from typing import Any
 import numpy as np
 
 from dmf.engine.chunks import in_chunks
+from dmf.engine.cost import Machine, Work
 from dmf.engine.grid import (
-    KEEP_CHUNKS,
-    SPLIT_CHUNKS,
     Grid,
-    balanced_bounds,
-    blocks_for,
+    balanced_grid,
     even_bounds,
+    flaw_of,
     merged_bounds,
+    ranked_grids,
 )
 from dmf.engine.kinds import block_kind, check_kinds, in_memory, is_dask
 from dmf.engine.lower import Key, Lowering, Place
@@ -167,10 +169,12 @@ def load(
     if isinstance(validation, Share):
         options["validation"] = validation
     look = partial(_observe_at, names=tuple(beside), dtype=dtype, options=options)
+    stored = X.nnz if kind == "sparse" and not is_dask(X) else math.prod(X.shape)
+    work = Work(tuple(X.shape), stored, rank, kind, dtype.itemsize)
     if is_dask(X):
-        grid, leaves = _load_dask(X, beside, rank, kind, look, token, runner)
+        grid, leaves = _load_dask(X, beside, work, look, token, runner)
     else:
-        grid, blocks = _cut_array(X, beside, rank, kind, look, token)
+        grid, blocks = _cut_array(X, beside, work, look, token, runner.machine())
         seen = sum((block.totals for block in blocks.values()), Totals())
         if not may_be_empty and seen.weight <= 0:
             _refuse_empty(X.shape, seen)
@@ -217,39 +221,37 @@ def _told(validation: Any) -> str:
 def _cut_array(
     X: Any,
     beside: dict[str, Any],
-    rank: int,
-    kind: str,
+    work: Work,
     look: Callable[..., Observed],
     token: str,
+    machine: Machine,
 ) -> tuple[Grid, dict[Key, Any]]:
     """Cut an array in memory; bad values are refused before any task exists."""
-    m, n = X.shape
     matrices = [X, *(in_memory(Y) for Y in beside.values())]
-    if kind == "sparse":
+    if work.kind == "sparse":
         matrices = [canonical_csr(Y) for Y in matrices]
-        X = matrices[0]
-        P, Q = blocks_for((m, n), X.nnz, rank, kind)
-        grid = Grid(
-            balanced_bounds(np.diff(X.indptr), P),
-            balanced_bounds(np.bincount(X.indices, minlength=n), Q),
-        )
+        grid = balanced_grid(matrices[0], work, machine)
     else:
-        P, Q = blocks_for((m, n), m * n, rank, kind)
-        grid = Grid(even_bounds(m, P), even_bounds(n, Q))
+        grid = _even_grid(work, machine)
     blocks = {}
-    for i, j in product(range(P), range(Q)):
+    for i, j in product(*map(range, grid.shape)):
         rows, columns = _slice(grid.strip(0, i)), _slice(grid.strip(1, j))
         parts = [Y[rows, columns] for Y in matrices]
         origin = (rows.start, columns.start)
-        blocks[_block_key(token, 0, i, j)] = look(kind, *origin, *parts)
+        blocks[_block_key(token, 0, i, j)] = look(work.kind, *origin, *parts)
     return grid, blocks
+
+
+def _even_grid(work: Work, machine: Machine) -> Grid:
+    P, Q = ranked_grids(work, machine)[0]
+    m, n = work.shape
+    return Grid(even_bounds(m, P), even_bounds(n, Q))
 
 
 def _load_dask(
     X: Any,
     beside: dict[str, Any],
-    rank: int,
-    kind: str,
+    work: Work,
     look: Callable[..., Observed],
     token: str,
     runner: Runner,
@@ -260,7 +262,7 @@ def _load_dask(
     mask = beside.get("mask")
     if mask is not None and not is_dask(mask):
         check_weights(mask)
-    grid = _grid_of_chunks(X, rank, kind)
+    grid = _grid_of_chunks(X, work, runner.machine())
     arrays = [_aligned(X, "X", grid, runner)]
     arrays += [_aligned(Y, name, grid, runner) for name, Y in beside.items()]
     arrays = optimize(*arrays)
@@ -272,7 +274,7 @@ def _load_dask(
     for i, j in product(*map(range, grid.shape)):
         key = _block_key(token, 0, i, j)
         origin = (grid.strip(0, i).start, grid.strip(1, j).start)
-        graph[key] = (look, kind, *origin, *(part[i][j] for part in parts))
+        graph[key] = (look, work.kind, *origin, *(part[i][j] for part in parts))
         keys.append(key)
     return grid, runner.run(graph, keys)
 
@@ -310,19 +312,31 @@ def _observe_at(
     return observe(X, dtype=dtype, origin=(row, column), **given)
 
 
-def _grid_of_chunks(X: Any, rank: int, kind: str) -> Grid:
-    """Keep the user's chunks, unless there are far too many or too few of them.
+def _grid_of_chunks(X: Any, work: Work, machine: Machine) -> Grid:
+    """Keep the user's chunks, unless rounds would be far slower, or they are too large.
 
     Sparse chunks are kept: what they store isn't known before they are read.
     """
-    row_chunks, column_chunks = X.chunks
-    P, Q = blocks_for(X.shape, X.shape[0] * X.shape[1], rank, kind)
-    chunks = len(row_chunks) * len(column_chunks)
-    if kind == "dense" and SPLIT_CHUNKS * chunks <= P * Q:
-        return Grid(even_bounds(X.shape[0], P), even_bounds(X.shape[1], Q))
-    if kind == "sparse" or chunks <= KEEP_CHUNKS * P * Q:
-        P, Q = len(row_chunks), len(column_chunks)
-    return Grid(merged_bounds(row_chunks, P), merged_bounds(column_chunks, Q))
+    from dask.array import PerformanceWarning
+
+    chunks = X.chunks
+    own, best = (
+        Grid(*(merged_bounds(c, parts) for c, parts in zip(chunks, shape, strict=True)))
+        for shape in (X.numblocks, ranked_grids(work, machine)[0])
+    )
+    flaw = None if work.kind == "sparse" else flaw_of(work, own.shape, machine)
+    if flaw is None:
+        return own
+    if flaw_of(work, best.shape, machine) is not None:
+        best = _even_grid(work, machine)  # whole chunks won't do: cut them
+    if flaw.matters:
+        msg = (
+            f"X has {own.shape[0]} × {own.shape[1]} chunks, {flaw.why}; the fit uses "
+            f"{best.shape[0]} × {best.shape[1]} blocks. Rechunk X to save the work of "
+            "doing it in every fit"
+        )
+        warnings.warn(msg, PerformanceWarning, stacklevel=2)
+    return best
 
 
 def _count(

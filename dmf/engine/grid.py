@@ -1,27 +1,29 @@
-"""The plan: how X is cut into P × Q blocks.
-
-The plan depends on the data and on the rank, never on the number of workers: partial
-sums are then added in the same order everywhere, and the same seed gives bitwise the
-same factors on one thread and on a hundred workers.
-"""
+"""The plan: how X is cut into P × Q blocks."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-# Observed entries × rank that one task should handle at least: a few milliseconds, well
-# above what a task costs. Dense kernels run at the speed of BLAS, about 8 times faster.
-LEAST_WORK = {"sparse": 2**22, "dense": 2**25}
-# Blocks grow with the data, but more slowly: their number grows with work ** GROWTH.
-GROWTH = 0.6
-# A user's chunks are kept unless they are more than this many times the plan's blocks,
-KEEP_CHUNKS = 4
-# or the plan has this many times more blocks than there are chunks.
-SPLIT_CHUNKS = 2
+from dmf.engine.cost import Machine, Work, cost_of
+
+# The number of threads counts as the next power of this: grids, and with them the order
+# in which sums are added up, are then the same on 1 to 4 threads, on 5 to 16, …; and a
+# stage has at most so many tasks a thread.
+CLASS = 4
+# No block takes more than this share of a worker's memory.
+SHARE_OF_MEMORY = 1 / 4
+# The fullest block stores at most so many times the mean, if any grid allows it.
+MOST_IMBALANCE = 1.15
+# A user's chunks are kept if a round then takes at most so many times the best plan's.
+KEEP_CHUNKS = 2.0
+# If they aren't, so many seconds a round are worth a message.
+WORTH_A_MESSAGE = 0.01
 
 
 @dataclass(frozen=True)
@@ -48,29 +50,97 @@ class Grid:
         return range(bounds[i], bounds[i + 1])
 
 
-def blocks_for(
-    shape: tuple[int, int], stored: int, rank: int, kind: str
-) -> tuple[int, int]:
-    """Return P and Q for a matrix.
+def ranked_grids(work: Work, machine: Machine) -> list[tuple[int, int]]:
+    """Return the grids to choose from, the least predicted seconds a round first.
+
+    The same work on the same class of machines has the same ranking, and so bitwise the
+    same factors.
+    """
+    machine = _class_of(machine)
+    return sorted(
+        _candidates(work, machine),
+        key=lambda grid: (cost_of(work, grid, machine).seconds, grid),
+    )
+
+
+class Flaw(NamedTuple):
+    """What speaks against a grid, in words, and whether a user should hear of it."""
+
+    why: str
+    matters: bool
+
+
+def flaw_of(work: Work, grid: tuple[int, int], machine: Machine) -> Flaw | None:
+    """Return why the chunks of a user shouldn't be the blocks; None: they may be."""
+    if math.prod(grid) < _fewest(work, machine):
+        return Flaw("which are too large for the memory of a worker", True)
+    machine = _class_of(machine)
+    best = cost_of(work, ranked_grids(work, machine)[0], machine).seconds
+    seconds = cost_of(work, grid, machine).seconds
+    if seconds <= KEEP_CHUNKS * best:
+        return None
+    why = f"with which a round would take about {seconds / best:.0f} times as long"
+    return Flaw(why, seconds - best > WORTH_A_MESSAGE)
+
+
+def _class_of(machine: Machine) -> Machine:
+    """Return the machine that stands for all machines of about this size."""
+    threads = CLASS
+    while threads < machine.threads:
+        threads *= CLASS
+    return Machine(threads, threads if machine.workers else 0, machine.memory)
+
+
+def _candidates(work: Work, machine: Machine) -> list[tuple[int, int]]:
+    """Return the grids to choose from: P and Q are powers of two, with as many blocks
+    as threads at most, unless it takes more of them to keep each one small."""
+    least = _fewest(work, machine)
+    most = max(machine.threads, 2 * least)
+    sides = [
+        [2**k for k in range(min(length, most).bit_length())] for length in work.shape
+    ]
+    grids = [(P, Q) for P in sides[0] for Q in sides[1] if most >= P * Q]
+    small = [(P, Q) for P, Q in grids if least <= P * Q]
+    return small or [max(grids, key=math.prod)]
+
+
+def _fewest(work: Work, machine: Machine) -> int:
+    """Return how many blocks it takes to keep each one small beside the memory."""
+    data = work.stored * work.entry_bytes
+    return math.ceil(data / (SHARE_OF_MEMORY * machine.memory))
+
+
+def balanced_grid(X: Any, work: Work, machine: Machine) -> Grid:
+    """Return the best grid whose blocks store about as many entries each.
 
     Parameters
     ----------
-    shape : (m, n)
-    stored : int
-        The number of entries that a pass over X visits.
-    rank : int
-    kind : {"dense", "sparse"}
+    X : scipy.sparse array in compressed rows, shape (m, n)
+    work : Work
+    machine : Machine
     """
-    m, n = shape
-    work = stored * rank / LEAST_WORK[kind]
-    blocks = max(1, round(work**GROWTH))
-    # Each half-step moves its factor's partial sums once for each block of a strip.
-    candidates = []
-    for Q in range(1, min(blocks, n) + 1):
-        P = min(math.ceil(blocks / Q), m)
-        candidates.append((P * n + Q * m, Q, P))
-    _, Q, P = min(candidates)
-    return P, Q
+    rows = np.diff(X.indptr)
+    columns = np.bincount(X.indices, minlength=X.shape[1])
+    found = []
+    for P, Q in ranked_grids(work, machine):
+        grid = Grid(balanced_bounds(rows, P), balanced_bounds(columns, Q))
+        stored = stored_in(X, grid)
+        imbalance = float(stored.max() / max(stored.mean(), 1e-9))
+        if imbalance <= MOST_IMBALANCE:
+            return grid
+        cost = cost_of(work, (P, Q), _class_of(machine), imbalance=imbalance)
+        found.append((cost.seconds, P, Q, grid))
+    return min(found)[-1]
+
+
+def stored_in(X: Any, grid: Grid) -> NDArray[np.int64]:
+    """Return how many entries of compressed rows each block stores, shape (P, Q)."""
+    n = X.shape[1]
+    counts = [
+        np.bincount(X.indices[X.indptr[start] : X.indptr[stop]], minlength=n)
+        for start, stop in pairwise(grid.row_bounds)
+    ]
+    return np.add.reduceat(np.stack(counts), grid.column_bounds[:-1], axis=1)
 
 
 def even_bounds(length: int, parts: int) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ import numpy as np
 from dmf.engine.data import Data
 from dmf.engine.endings import Best, Outcome, Rules, first_explosion, score
 from dmf.engine.rounds import State, build_errors, build_rounds, build_stationarity
-from dmf.engine.runner import ClusterError, Runner, WorkersLost
+from dmf.engine.runner import ClusterError, Leaf, Runner, WorkersLost
 from dmf.history import Record
 from dmf.objective import Objective
 from dmf.solvers.base import Report, Solver
@@ -24,6 +24,15 @@ from dmf.status import Certificate, Code, Status
 SNAPSHOT_EVERY = 10
 # How often in a row the same rounds may fail on a cluster that loses workers.
 MAX_LOSSES = 5
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rounds that were sent to run: where they begin and end, and what they'll tell."""
+
+    before: State
+    after: State
+    told: list[Leaf]
 
 
 @dataclass
@@ -62,6 +71,7 @@ class Loop:
         self._best: dict[int, Best] = {}
         self._outcomes: dict[int, Outcome] = {}
         self._state: State | None = None
+        self._ahead: Batch | None = None
         self._snapshot: tuple[State, dict[int, Best]] | None = None
         self._drop_next = self.rules.drop_after
         self._losses = 0
@@ -80,7 +90,7 @@ class Loop:
                 else:
                     self._run_batch(state)
             except WorkersLost as error:
-                self._state = None
+                self._state = self._ahead = None
                 self._losses += 1
                 if self._losses > MAX_LOSSES:
                     msg = (
@@ -90,6 +100,7 @@ class Loop:
                     )
                     raise ClusterError(msg) from error
             except KeyboardInterrupt:
+                self._ahead = None
                 reached = self._state
                 if reached is None and self._snapshot is not None:
                     reached = self._snapshot[0]
@@ -116,8 +127,14 @@ class Loop:
 
     def _run_batch(self, state: State) -> None:
         """Run the rounds up to the next check, and look at what they say."""
-        number = min(self.rules.check_every, self.rules.max_rounds - state.round)
-        after, reports, errors = self._advance(state, number)
+        batch, self._ahead = self._ahead, None
+        if batch is None or batch.before is not state:
+            batch = self._submit(state)
+        after = batch.after
+        if self.runner.remote and after.round < self.rules.max_rounds:
+            # A cluster goes on while the scalars of these rounds are on their way.
+            self._ahead = self._submit(after)
+        reports, errors = self._collect(batch)
         self._losses = 0
         told = self._tell(state, reports, errors)
         exploded = {
@@ -125,10 +142,12 @@ class Loop:
             for k, records in told.items()
             if (round := first_explosion(records)) is not None
         }
+        if exploded:
+            self._ahead = None
         for k, round in exploded.items():
             # Run the batch again, up to the round before the one that exploded.
             whole = round - state.round - 1
-            good = state if whole == 0 else self._advance(state, whole)[0]
+            good = state if whole == 0 else self._submit(state, whole).after
             told[k] = told[k][:whole]
             self._keep_records(k, told[k])
             self._retire(good, {k: "diverged"})
@@ -152,6 +171,8 @@ class Loop:
         if self._halt is not None and self._halt <= after.round:
             self._stopped = True
             endings = dict.fromkeys(self._alive, "stopped")
+        if endings:
+            self._ahead = None
         self._retire(after, endings)
         self._drop_losers(after.round)
         if after.round // SNAPSHOT_EVERY > state.round // SNAPSHOT_EVERY:
@@ -208,10 +229,11 @@ class Loop:
         kept.extend(fresh)
         return fresh
 
-    def _advance(
-        self, state: State, number: int
-    ) -> tuple[State, list[tuple[Report, Report]], Any | None]:
-        """Run rounds; return where they end, their reports, and the held-out errors."""
+    def _submit(self, state: State, number: int | None = None) -> Batch:
+        """Let the rounds up to the next check run, or so many of them."""
+        if number is None:
+            left = self.rules.max_rounds - state.round
+            number = min(self.rules.check_every, left)
         positions = list(state.candidates)
         objective = self.objective.select(positions)
         graph, after, reports = build_rounds(
@@ -224,11 +246,16 @@ class Loop:
             wanted.append(key)
         new = [key for key in after.keys if key not in state.leaves]
         leaves = self.runner.run(graph, [*new, *wanted])
-        told = self.runner.fetch([leaves.pop(key) for key in wanted])
-        errors = told.pop() if self.data.totals.held_out > 0 else None
-        pairs = list(zip(told[::2], told[1::2], strict=True))
+        told = [leaves.pop(key) for key in wanted]
         found = {k: leaves[k] if k in leaves else state.leaves[k] for k in after.keys}
-        return replace(after, leaves=found), pairs, errors
+        return Batch(state, replace(after, leaves=found), told)
+
+    def _collect(self, batch: Batch) -> tuple[list[tuple[Report, Report]], Any | None]:
+        """Return the reports of a batch's rounds, and the held-out errors."""
+        told = self.runner.fetch(batch.told)
+        errors = told[-1] if self.data.totals.held_out > 0 else None
+        # An odd one out is left by the errors.
+        return list(zip(told[::2], told[1::2], strict=False)), errors
 
     def _improves(
         self, found: dict[int, Best], candidate: int, state: State, record: Record

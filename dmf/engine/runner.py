@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 from collections.abc import Iterator
@@ -10,9 +11,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import dask
 import dask.threaded
+import psutil
 from dask.base import persist
+from dask.system import CPU_COUNT
 from threadpoolctl import threadpool_limits
 
+from dmf.engine.cost import Machine
 from dmf.engine.lower import Graph, Key
 
 if TYPE_CHECKING:
@@ -82,6 +86,9 @@ class Runner(Protocol):
     def session(self) -> Any:
         """Return a context manager to run tasks in."""
 
+    def machine(self) -> Machine:
+        """Return how much there is to run tasks on."""
+
 
 class Threads:
     """Dask's scheduler in this process: threads, unless it is configured otherwise."""
@@ -92,8 +99,12 @@ class Threads:
         return values
 
     def run(self, graph: Graph, keys: list[Key]) -> dict[Key, Leaf]:
-        # Left to itself, Dask imports distributed to look for a client.
-        chosen = dask.config.get("scheduler", None) or dask.threaded.get
+        chosen = dask.config.get("scheduler", None)
+        if chosen is None:
+            # At once: what a collection goes through first takes longer than small
+            # rounds, and imports distributed to look for a client.
+            values: Any = dask.threaded.get(graph, keys)  # type: ignore[arg-type]
+            return dict(zip(keys, values, strict=True))
         (done,) = persist(Tasks(graph, keys), scheduler=chosen)
         return {key: done.graph[key] for key in keys}
 
@@ -104,6 +115,10 @@ class Threads:
     def session(self) -> Iterator[None]:
         with _one_blas_thread():
             yield
+
+    def machine(self) -> Machine:
+        threads = dask.config.get("num_workers", None) or CPU_COUNT
+        return Machine(threads, memory=psutil.virtual_memory().total)
 
 
 class Cluster:
@@ -128,6 +143,16 @@ class Cluster:
     def fetch(self, leaves: list[Leaf]) -> list[Any]:
         with _translated():
             return list(self._client.gather(leaves))
+
+    def machine(self) -> Machine:
+        workers = self._client.scheduler_info(n_workers=-1)["workers"].values()
+        if not workers:  # they may come later: room for a few
+            return Machine(CPU_COUNT, 1)
+        return Machine(
+            sum(worker["nthreads"] for worker in workers),
+            len(workers),
+            min(worker["memory_limit"] or math.inf for worker in workers),
+        )
 
     @contextmanager
     def session(self) -> Iterator[None]:

@@ -1,0 +1,221 @@
+"""What a round costs: a model of its seconds, from which the plan follows.
+
+    seconds a round = arithmetic + memory + messages + tasks
+
+A half-step is a stage of tasks after the other, and each stage ends with its last task.
+*Arithmetic* is the passes over the blocks; *memory* the passes over strips, and the
+partial sums of those that several blocks share; *messages* what moves between worker
+processes; *tasks* what the scheduler needs for each task and for each stage.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+# Numbers that a pass sums for each row: the second derivatives of a plane, in float64.
+CURVATURE_BYTES = 24
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What work costs a thread, in seconds; fitted to measured rounds.
+
+    Parameters
+    ----------
+    entry : float
+        For each entry that a half-step visits.
+    product : float
+        For each of those entries and column of the factors.
+    line : float
+        For each cache line of a row that an entry names and that isn't in the cache.
+    number : float
+        For each number of a strip that a half-step moves.
+    added : float
+        For each number of a partial sum.
+    byte : float
+        For each byte from one worker to another.
+    task : float
+        For each task, on the one scheduler.
+    stage : float
+        For each stage, waiting for its last task and for the first of the next.
+    cache : int
+        Bytes that stay close to a core.
+    """
+
+    entry: float
+    product: float
+    line: float
+    number: float
+    added: float
+    byte: float
+    task: float
+    stage: float
+    cache: int = 2 * 2**20
+
+
+SPARSE = Speed(
+    entry=4e-9,
+    product=1.7e-10,
+    line=2e-9,
+    number=5e-9,
+    added=1e-9,
+    byte=0.0,
+    task=8e-5,
+    stage=2e-4,
+)
+# Dense blocks are read in order, and BLAS multiplies them.
+DENSE = replace(SPARSE, entry=2e-9, product=8e-11, line=0.0)
+
+
+def on_cluster(speed: Speed) -> Speed:
+    """Return the speed where tasks and messages go through sockets."""
+    return replace(speed, byte=1e-9, task=7e-4, stage=5e-3)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where tasks run.
+
+    Parameters
+    ----------
+    threads : int
+        Of all workers together.
+    workers : int
+        Processes of a cluster; 0: the threads of this one.
+    memory : float
+        Bytes of the smallest worker.
+    """
+
+    threads: int
+    workers: int = 0
+    memory: float = math.inf
+
+    def speed(self, kind: str) -> Speed:
+        """Return what work costs here, for "sparse" or "dense" blocks."""
+        speed = SPARSE if kind == "sparse" else DENSE
+        return on_cluster(speed) if self.workers else speed
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is factorized.
+
+    Parameters
+    ----------
+    shape : (m, n)
+    stored : int
+        Entries that a pass visits: those that are stored or, in dense blocks, all.
+    width : int
+        Columns of the factors, those of offsets too.
+    kind : {"sparse", "dense"}
+    itemsize : int
+        Bytes of a number.
+    """
+
+    shape: tuple[int, int]
+    stored: int
+    width: int
+    kind: str
+    itemsize: int = 4
+
+    @property
+    def entry_bytes(self) -> int:
+        """What an entry takes in a block: its value, and its column or its mask."""
+        return self.itemsize + (4 if self.kind == "sparse" else 1)
+
+    @property
+    def factor_bytes(self) -> int:
+        return sum(self.shape) * self.width * self.itemsize
+
+
+class Cost(NamedTuple):
+    """Seconds a round."""
+
+    arithmetic: float
+    memory: float
+    messages: float
+    tasks: float
+
+    @property
+    def seconds(self) -> float:
+        return sum(self)
+
+
+def tasks_of(grid: tuple[int, int]) -> int:
+    """Return how many tasks a round has, but for trees of sums."""
+    P, Q = grid
+    total = 0
+    for strips, blocks in ((P, Q), (Q, P)):
+        total += strips if blocks == 1 else 2 * P * Q + 2 * strips
+        total += 1 + (strips > 1) * strips  # the report
+    return total
+
+
+def cost_of(
+    work: Work,
+    grid: tuple[int, int],
+    machine: Machine,
+    *,
+    speed: Speed | None = None,
+    imbalance: float = 1.0,
+) -> Cost:
+    """Return what a round of the default solver costs.
+
+    Parameters
+    ----------
+    work : Work
+    grid : (P, Q)
+    machine : Machine
+    speed : Speed, optional
+        Default: that of the machine for this kind of blocks.
+    imbalance : float
+        The entries of the fullest block over their mean.
+    """
+    speed = machine.speed(work.kind) if speed is None else speed
+    arithmetic = memory = messages = 0.0
+    stages = 0
+    blocks = math.prod(grid)
+    for axis, (strips, across) in enumerate((grid, grid[::-1])):
+        length = work.shape[axis] / strips
+        entries = imbalance * work.stored / blocks
+        each = speed.entry + speed.product * work.width + _misses(work, grid, speed)
+        arithmetic += math.ceil(blocks / machine.threads) * entries * each
+        numbers = length * work.width
+        strip = numbers * speed.number
+        if across > 1:
+            strip += across * (numbers + 3 * length) * speed.added
+        memory += math.ceil(strips / machine.threads) * strip
+        stages += 2 if across == 1 else 5
+        row_bytes = work.width * work.itemsize
+        sent = _sent(across, machine.workers, row_bytes) * length * strips
+        # Each strip is put together in one place: those work side by side.
+        messages += speed.byte * sent / max(1, min(strips, machine.workers))
+    tasks = tasks_of(grid) * speed.task + stages * speed.stage
+    return Cost(arithmetic, memory, messages, tasks)
+
+
+def _misses(work: Work, grid: tuple[int, int], speed: Speed) -> float:
+    """Return the seconds an entry of a half-step waits for rows that it names."""
+    columns = work.shape[1] / grid[1]
+    row_bytes = work.width * work.itemsize
+    lines = math.ceil(row_bytes / 64)
+    # Three rows in the mean: one in each pass moving W, two moving H.
+    footprint = 1.5 * columns * row_bytes
+    missed = max(0.0, 1 - speed.cache / footprint)
+    return 3 * lines * missed * speed.line
+
+
+def _sent(across: int, workers: int, row_bytes: int) -> float:
+    """Return the bytes that a half-step sends for each row of a strip.
+
+    Up: partial sums of the gradient and of the curvature. Down: one or two moves, and
+    the row itself, to every worker that has a block of the strip.
+    """
+    if workers <= 1 or across == 1:
+        return 0.0
+    elsewhere = across * (1 - 1 / workers)
+    up = elsewhere * (row_bytes + CURVATURE_BYTES)
+    down = min(elsewhere, workers - 1) * 3 * row_bytes
+    return up + down
