@@ -179,14 +179,14 @@ def interrupt_in(round: int, candidate: int = 0) -> Callable[[dmf.Record], None]
 
 
 def interrupted_after(round: int) -> Callable[..., Any]:
-    """Return a `Loop._advance` that is interrupted once a round is done."""
+    """Return a `Loop._collect` that is interrupted once a round is done."""
     from dmf.engine import loop
 
-    advance = loop.Loop._advance
+    collect = loop.Loop._collect
 
-    def interrupted(self: Any, state: Any, number: int) -> Any:
-        if state.round == round:
+    def interrupted(self: Any, batch: Any) -> Any:
+        if batch.before.round == round:
             raise KeyboardInterrupt
-        return advance(self, state, number)
+        return collect(self, batch)
 
     return interrupted

@@ -393,6 +393,7 @@ def test_ctrl_c_saves_the_factors(tmp_path: Path, options: tuple[str, ...]) -> N
 @pytest.mark.slow
 @pytest.mark.cluster
 @pytest.mark.parametrize("matrix", ["X.zarr", "X.npz", "X.npy"])
+@pytest.mark.usefixtures("keep_chunks")
 def test_workers_give_the_same_bits(folder: Path, matrix: str) -> None:
     fit = ("factorize", matrix, "--rank", 3, "--max-rounds", 10)
     dmf_command(*fit, "-o", "threads.zarr")
@@ -410,6 +411,7 @@ def test_workers_give_the_same_bits(folder: Path, matrix: str) -> None:
 
 
 @pytest.mark.cluster
+@pytest.mark.usefixtures("keep_chunks")
 def test_scheduler(folder: Path, cluster: Any) -> None:
     where = ("--scheduler", cluster.scheduler_address)
     short = ("--rank", 3, "--max-rounds", 10)

@@ -37,7 +37,7 @@ def assert_same_bits(first: Any, second: Any) -> None:
 def uneven() -> Any:
     """A sparse matrix of several blocks."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(dmf.engine.grid.LEAST_WORK, "sparse", 2**16)
+        patch.setattr("dmf.engine.grid.ranked_grids", lambda work, machine: [(3, 2)])
         yield power_law(2000, 1000, 120_000, rank=5)
 
 
@@ -204,7 +204,7 @@ def test_a_cluster_that_keeps_losing_workers_is_given_up(
         raise WorkersLost(msg)
 
     tries = []
-    monkeypatch.setattr(Loop, "_advance", lambda *arguments: tries.append(1) or lose())
+    monkeypatch.setattr(Loop, "_collect", lambda *arguments: tries.append(1) or lose())
     with pytest.raises(RuntimeError, match=r"workers were lost 6 times in one round"):
         dmf.factorize(low_rank().nan, 2)
     assert len(tries) == MAX_LOSSES + 1
@@ -246,17 +246,17 @@ def test_dask_input_when_even_the_scheduler_has_forgotten_it(
     problem = low_rank(m=60, n=40)
     X = da.from_array(problem.nan, chunks=(30, 40))
     expected = on_threads(X, 3)
-    advance = Loop._advance
+    collect = Loop._collect
     lost, seen = [], []
 
-    def lose(self: Any, state: Any, number: int) -> Any:
-        if state.round == 13 and not lost:
+    def lose(self: Any, batch: Any) -> Any:
+        if batch.before.round == 13 and not lost:
             lost.append(1)
             msg = "gone"
             raise WorkersLost(msg)
-        return advance(self, state, number)
+        return collect(self, batch)
 
-    monkeypatch.setattr(Loop, "_advance", lose)
+    monkeypatch.setattr(Loop, "_collect", lose)
     found = dmf.factorize(
         X, 3, callbacks=[lambda record: seen.append(record.round)], **SETTINGS
     )
@@ -271,19 +271,19 @@ def test_an_interrupt_while_workers_are_replaced(
 ) -> None:
     """The factors of the last snapshot are all there is, and they are returned."""
     expected = on_threads(uneven, 5, max_rounds=10)
-    advance = Loop._advance
+    collect = Loop._collect
 
-    def lose(self: Any, state: Any, number: int) -> Any:
-        if state.round == 12:
+    def lose(self: Any, batch: Any) -> Any:
+        if batch.before.round == 12:
             self.reload = interrupt
             msg = "gone"
             raise WorkersLost(msg)
-        return advance(self, state, number)
+        return collect(self, batch)
 
     def interrupt() -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Loop, "_advance", lose)
+    monkeypatch.setattr(Loop, "_collect", lose)
     found = dmf.factorize(uneven, 5, **SETTINGS)
     assert (found.status.code, found.status.round) == ("interrupted", 10)
     assert len(found.history) == 10

@@ -234,7 +234,7 @@ def test_an_interrupt_keeps_the_best(
     callbacks = [interrupt_in(cut, restarts - 1)] if when == "callback" else []
     with monkeypatch.context() as patch:
         if when == "tasks":
-            patch.setattr(Loop, "_advance", interrupted_after(cut))
+            patch.setattr(Loop, "_collect", interrupted_after(cut))
         fit = stopped(callbacks=callbacks, **options)
     assert (fit.status.code, fit.status.round) == ("interrupted", cut)
     assert fit.status.factors_of == whole.status.factors_of
@@ -277,7 +277,7 @@ def test_patience_is_checked() -> None:
 def uneven() -> Any:
     """A sparse matrix of several blocks."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(dmf.engine.grid.LEAST_WORK, "sparse", 2**16)
+        patch.setattr("dmf.engine.grid.ranked_grids", lambda work, machine: [(3, 2)])
         yield power_law(1000, 600, 40_000, rank=5)
 
 
@@ -336,16 +336,16 @@ def test_the_best_check_survives_the_loss_of_all(
 ) -> None:
     """Before and after the best one is kept on this side, and as patience ends."""
     expected = on_threads(uneven, **CLUSTER)
-    advance, gone = Loop._advance, []
+    collect, gone = Loop._collect, []
 
-    def lose(self: Any, state: Any, number: int) -> Any:
-        if state.round == lost and not gone:
+    def lose(self: Any, batch: Any) -> Any:
+        if batch.before.round == lost and not gone:
             gone.append(1)
             msg = "gone"
             raise WorkersLost(msg)
-        return advance(self, state, number)
+        return collect(self, batch)
 
-    monkeypatch.setattr(Loop, "_advance", lose)
+    monkeypatch.setattr(Loop, "_collect", lose)
     found = stopped(uneven, **CLUSTER)
     assert gone
     assert found.status == expected.status

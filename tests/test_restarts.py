@@ -133,7 +133,7 @@ def test_interrupted_after_some_restarts_have_ended(
         callbacks = [interrupt_in(cut, slow)] if when == "callback" else []
         with monkeypatch.context() as patch:
             if when == "tasks":
-                patch.setattr(loop.Loop, "_advance", interrupted_after(cut))
+                patch.setattr(loop.Loop, "_collect", interrupted_after(cut))
             fit = fitted(rank=4, max_rounds=500, callbacks=callbacks, **options)
         assert fit.objectives == pytest.approx(tuple(expected[k] for k in range(3)))
         best = fit.objectives.index(min(fit.objectives))

@@ -23,7 +23,7 @@ MOST_IMBALANCE = 1.15
 # A user's chunks are kept if a round then takes at most so many times the best plan's.
 KEEP_CHUNKS = 2.0
 # If they aren't, so many seconds a round are worth a message.
-WORTH_A_MESSAGE = 0.01
+WORTH_A_MESSAGE = 0.1
 
 
 @dataclass(frozen=True)
