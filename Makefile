@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench bench-full clean
 
 demo: $(VENV)/.user
 	$(BIN)/dmf demo --output demo.png
@@ -17,10 +17,20 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 # Where these two variables are set, they make OpenBLAS use an older, slower kernel.
+MEASURE := env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE $(BIN)/python -m
+
 bench: $(VENV)/.dev
-	env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE $(BIN)/python -m benchmarks.engine
-	env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE $(BIN)/python -m benchmarks.solvers
-	env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE $(BIN)/python -m benchmarks.model
+	$(MEASURE) benchmarks.kernels
+	$(MEASURE) benchmarks.engine
+	$(MEASURE) benchmarks.solvers
+
+# Takes an hour or more, installs other libraries into .peers, writes benchmarks/results.
+bench-full: bench
+	$(MEASURE) benchmarks.model
+	$(MEASURE) benchmarks.growth
+	$(MEASURE) benchmarks.scaling
+	$(MEASURE) benchmarks.imputation
+	$(MEASURE) benchmarks.peers.compare
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -35,4 +45,4 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	touch $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache demo.png
+	rm -rf $(VENV) .peers .pytest_cache .mypy_cache .ruff_cache demo.png

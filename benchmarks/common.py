@@ -40,6 +40,22 @@ def median_ms(function: Callable[[], Any], repeat: int = 15) -> float:
     return 1e3 * float(np.median(times))
 
 
+def in_turns(calls: dict[str, Callable[[], Any]], repeat: int = 9) -> dict[str, Any]:
+    """Return the seconds of each call, repeated in turns, after one to warm up.
+
+    On a machine with other users, times that were taken side by side can be divided.
+    """
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        call()
+    for _ in range(repeat):
+        for name, call in calls.items():
+            began = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - began)
+    return {name: np.array(took) for name, took in times.items()}
+
+
 def power_law(m: int, n: int, stored: int, rank: int, seed: int = 0) -> Any:
     """Return a float32 matrix of low rank, observed unevenly, with noise 0.1."""
     rng = np.random.default_rng(seed)

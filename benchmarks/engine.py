@@ -1,8 +1,8 @@
 """What the engine costs: tasks a round, time to build them, and time a round.
 
-The bare kernels are the yardstick: gradient and curvature for both halves, called for
-the same blocks on two threads, with nothing around them. What a ratio has above 1 is
-the engine, and the arithmetic on the factors between the kernels.
+The bare kernels are the yardstick: for both halves gradient and curvature of each block,
+directions and advance of each strip, on two threads with nothing around them. What a
+ratio has above 1 is the engine: tasks, partial sums, lengths of steps, reports.
 
     python -m benchmarks.engine
 """
@@ -15,6 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import pairwise, product
 from typing import Any
+
+import numpy as np
 
 import dmf
 from benchmarks.common import median_ms, power_law, print_machine
@@ -33,23 +35,35 @@ SOLVERS = {
 }
 
 
-def bare_kernels(data: Data, state: State, pool: ThreadPoolExecutor) -> None:
+def bare_kernels(
+    data: Data, state: State, objective: Objective, pool: ThreadPoolExecutor
+) -> None:
     """Run the kernels of a round of the row-plane solver, and nothing else."""
-    W, H = ([state.leaves[key].factor for key in keys] for keys in state.strips)
-    P, Q = data.grid.shape
+    kernels = data.kernels
+    factors = [[state.leaves[key].factor for key in keys] for keys in state.strips]
+    places = list(product(*map(range, data.grid.shape)))
 
-    def run(kernel: str, axis: int, place: tuple[int, int]) -> None:
+    def passes(kernel: str, axis: int, place: tuple[int, int]) -> None:
         i, j = place
         block = data.leaves[data.block(0).key(i, j)].block
-        moving, fixed = (W[i], H[j]) if axis == 0 else (H[j], W[i])
+        moving, fixed = factors[axis][place[axis]], factors[1 - axis][place[1 - axis]]
         if kernel == "gradient":
-            data.kernels.gradient(block, moving, fixed, axis)
+            kernels.gradient(block, moving, fixed, axis)
         else:
-            data.kernels.curvature(block, (moving, moving), fixed, axis)
+            kernels.curvature(block, (moving, moving), fixed, axis)
 
-    places = list(product(range(P), range(Q)))
-    for axis, kernel in product((0, 1), ("gradient", "curvature")):
-        list(pool.map(partial(run, kernel, axis), places))
+    def strip(axis: int, i: int) -> None:
+        moving = factors[axis][i]
+        counts = data.leaves[data.counts(axis).key(i, 0)]
+        side = objective.sides[axis]
+        terms = side.terms(moving, counts, np.zeros(moving.shape[1]))
+        found = kernels.directions(moving, moving, moving, terms, moves=2)
+        kernels.advance(moving, found.units, found.norms, terms, rank=side.rank)
+
+    for axis in (0, 1):
+        list(pool.map(partial(passes, "gradient", axis), places))
+        list(pool.map(partial(passes, "curvature", axis), places))
+        list(pool.map(partial(strip, axis), range(data.grid.shape[axis])))
 
 
 def objective_of(rank: int) -> Objective:
@@ -98,7 +112,8 @@ def report(X: Any, rank: int, client: Any) -> None:
     print(f"\n{m} × {n}, {X.nnz / 1e6:.2f} M observed, rank {rank}: {P} × {Q} blocks")
     for count in (1, 2):
         with ThreadPoolExecutor(count) as pool:
-            bare = median_ms(lambda pool=pool: bare_kernels(data, state, pool), 7)
+            run = partial(bare_kernels, data, state, objective_of(rank), pool)
+            bare = median_ms(run, 7)
         print(f"  bare kernels, {count} thread(s)         {bare:8.1f} ms")
     for name, solver in SOLVERS.items():
 
@@ -143,6 +158,7 @@ def main() -> None:
         report(power_law(900, 1600, 80_000, 16), 16, client)
         report(power_law(6000, 3000, 800_000, 16), 16, client)
         report(power_law(60_000, 20_000, 3_450_000, 16), 16, client)
+        report(power_law(60_000, 20_000, 3_450_000, 16), 32, client)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,184 @@
+"""What the kernels take: time, rate and memory, beside C and beside BLAS.
+
+    python -m benchmarks.kernels
+
+Sparse kernels are compared with the same loops in C (`yardstick.c`, compiled with -O3
+-march=native, with and without -ffast-math), dense ones with the two matrix products
+that they can't do without. All ratios are medians over repetitions that take turns.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+import tempfile
+import tracemalloc
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from benchmarks.common import in_turns, power_law, print_machine
+from dmf.engine.grid import balanced_bounds
+from dmf.kernels import dense, sparse
+from dmf.kernels.dense import DenseBlock
+from dmf.kernels.sparse import SparseBlock
+
+SOURCE = Path(__file__).with_name("yardstick.c")
+PLAIN = ("-O3", "-march=native")
+FLAGS = {"C": PLAIN, "C, fast-math": (*PLAIN, "-ffast-math")}
+THREADS = 2
+
+
+def compiled(flags: tuple[str, ...], folder: Path) -> Any:
+    """Return the yardstick, compiled; None where there is no compiler."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        return None
+    target = folder / f"yardstick{len(flags)}.so"
+    command = [compiler, *flags, "-shared", "-fPIC", str(SOURCE), "-o", str(target)]
+    subprocess.run(command, check=True)
+    library = ctypes.CDLL(str(target))
+    library.gradient.restype = ctypes.c_double
+    return library
+
+
+def pointer(array: Any) -> Any:
+    return array.ctypes.data_as(ctypes.c_void_p)
+
+
+def round_in_c(library: Any, block: SparseBlock, W: Any, H: Any) -> None:
+    """Do gradient and curvature of both halves, as `round_of_kernels` does."""
+    integer = ctypes.c_int64
+    p, rank = integer(block.shape[0]), integer(W.shape[2])
+    data = [pointer(a) for a in (block.starts, block.columns)]
+    for axis, (moving, fixed) in enumerate(((W, H), (H, W))):
+        result = np.zeros_like(moving)
+        factors = pointer(moving), pointer(fixed)
+        tail = rank, integer(axis)
+        library.gradient(
+            p, *data, pointer(block.values), *factors, *tail, pointer(result)
+        )
+        sums = np.zeros((len(moving), 3))
+        library.curvature(p, *data, factors[0], *factors, *tail, pointer(sums))
+
+
+def round_of_kernels(block: SparseBlock, W: Any, H: Any) -> None:
+    for axis, (moving, fixed) in enumerate(((W, H), (H, W))):
+        sparse.gradient(block, moving, fixed, axis)
+        sparse.curvature(block, (moving, moving), fixed, axis)
+
+
+def strips_of(X: Any, parts: int) -> list[tuple[SparseBlock, slice]]:
+    """Cut X into strips of rows that store about as much, with where they are."""
+    bounds = balanced_bounds(np.diff(X.indptr), parts)
+    found = []
+    for rows in map(slice, bounds[:-1], bounds[1:]):
+        part = X[rows]
+        starts, columns = part.indptr.astype(np.int64), part.indices.astype(np.int32)
+        found.append((SparseBlock(starts, columns, part.data, None, part.shape), rows))
+    return found
+
+
+def report_sparse(X: Any, libraries: dict[str, Any]) -> None:
+    m, n = X.shape
+    print(f"\nsparse, {m} × {n}, {X.nnz / 1e6:.2f} M stored, float32: a round")
+    print(f"  {'':10}{'1 thread':>10}{'2 threads':>11}{'M entries·r/s':>15}", end="")
+    print("".join(f"{'/ ' + name:>16}" for name in libraries))
+    rng = np.random.default_rng(0)
+    for rank in (8, 16, 18, 32, 64, 128):
+        W, H = (rng.standard_normal((k, 1, rank), dtype=np.float32) for k in X.shape)
+        ((one, _),), halves = strips_of(X, 1), strips_of(X, THREADS)
+
+        def side_by_side(
+            pool: Any, halves: Any = halves, W: Any = W, H: Any = H
+        ) -> None:
+            list(pool.map(lambda h: round_of_kernels(h[0], W[h[1]], H), halves))
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            calls: dict[str, Callable[[], Any]] = {
+                "one": partial(round_of_kernels, one, W, H),
+                "two": partial(side_by_side, pool, halves, W, H),
+            }
+            for name, library in libraries.items():
+                calls[name] = partial(round_in_c, library, one, W, H)
+            times = in_turns(calls)
+        ms = {name: 1e3 * float(np.median(took)) for name, took in times.items()}
+        rate = 4 * X.nnz * rank / ms["one"] / 1e3
+        ratios = [np.median(times["one"] / times[name]) for name in libraries]
+        print(
+            f"  r = {rank:<6}{ms['one']:7.1f} ms{ms['two']:8.1f} ms{rate:15.0f}"
+            + "".join(f"{ratio:16.2f}" for ratio in ratios)
+        )
+
+
+def two_products(block: DenseBlock, moving: Any, fixed: Any, axis: int) -> None:
+    """Do the matrix products of `dense.gradient`, tile by tile, and nothing else."""
+    W, H = (moving[:, 0], fixed[:, 0]) if axis == 0 else (fixed[:, 0], moving[:, 0])
+    scratch = None
+    result = np.zeros_like(moving[:, 0])
+    for rows in dense.tiles(block):
+        height = rows.stop - rows.start
+        if scratch is None:
+            scratch = np.empty((height, len(H)), dtype=W.dtype)
+        tile = np.matmul(W[rows], H.T, out=scratch[:height])
+        if axis == 0:
+            result[rows] = tile @ H
+        else:
+            result += tile.T @ W[rows]
+
+
+def report_dense(size: int = 8000, observed: float = 0.6) -> None:
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((size, size), dtype=np.float32)
+    block = DenseBlock(values, rng.random((size, size), dtype=np.float32) < observed)
+    print(f"\ndense, {size} × {size}, float32, {observed:.0%} observed: gradient")
+    heads = f"{'time':>11}{'GFLOP/s':>9}{'/ products':>12}{'memory':>10}"
+    print(f"  {'':10}{'axis':>5}{heads}")
+    for rank, axis in product((16, 32, 64, 128), (0, 1)):
+        moving, fixed = (
+            rng.standard_normal((size, 1, rank), dtype=np.float32) for _ in range(2)
+        )
+        arguments = block, moving, fixed, axis
+        calls = {
+            "kernel": partial(dense.gradient, *arguments),
+            "products": partial(two_products, *arguments),
+        }
+        times = in_turns(calls, repeat=5)
+        took = float(np.median(times["kernel"]))
+        share = np.median(times["products"] / times["kernel"])
+        tracemalloc.start()
+        dense.gradient(*arguments)
+        peak = tracemalloc.get_traced_memory()[1] - moving.nbytes
+        tracemalloc.stop()
+        rate = 4 * size**2 * rank / took / 1e9
+        print(
+            f"  r = {rank:<6}{axis:>5}{1e3 * took:8.0f} ms{rate:9.0f}{share:11.0%}"
+            f"{peak / 1e6:7.1f} MB"
+        )
+
+
+def main() -> None:
+    print_machine()
+    with tempfile.TemporaryDirectory() as folder:
+        libraries = {
+            name: library
+            for name, flags in FLAGS.items()
+            if (library := compiled(flags, Path(folder))) is not None
+        }
+        if not libraries:
+            print("no C compiler here: the yardstick is left out")
+        report_sparse(power_law(6000, 3000, 935_000, 16), libraries)
+        report_sparse(power_law(60_000, 20_000, 3_450_000, 16), libraries)
+    with threadpool_limits(limits=1, user_api="blas"):
+        report_dense()
+
+
+if __name__ == "__main__":
+    main()
