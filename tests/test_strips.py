@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dmf
-from dmf.kernels import rows, strips
+from dmf.kernels import strips
 from dmf.kernels.vectors import layout_of, shortest_row
 from dmf.objective import Side
 from dmf.offsets import COLUMNS
@@ -69,12 +69,12 @@ def test_compiled_strips_follow_the_formulas(
     K = moving.shape[1]
     terms = side.terms(moving, counts, np.linspace(-1, 1, K))
     arguments = (gradient, moving, None if first else last, terms)
-    found = rows.directions(*arguments, moves=moves)
-    agree(found, strips.directions(*arguments, moves=moves), dtype)
+    found = strips.directions(*arguments, moves=moves)
+    agree(found, strips.plain_directions(*arguments, moves=moves), dtype)
     strides = found.norms * np.linspace(0.1, 1, moves)
     arguments = (moving, found.units, strides, terms)
-    after = rows.advance(*arguments, rank=side.rank)
-    agree(after, strips.advance(*arguments, rank=side.rank), dtype)
+    after = strips.advance(*arguments, rank=side.rank)
+    agree(after, strips.plain_advance(*arguments, rank=side.rank), dtype)
     assert after.factor.flags.c_contiguous
     if first and moves == 2:
         assert not found.units[1].any()
@@ -89,7 +89,7 @@ def test_lengths_of_tiny_and_huge_rows_are_right(dtype: Any, scale: float) -> No
     gradient = (scale * rng.standard_normal((5, 1, 16))).astype(dtype)
     moving = np.zeros_like(gradient)
     terms = side.terms(moving, np.ones(5), np.zeros(1))
-    found = rows.directions(gradient, moving, None, terms, moves=1)
+    found = strips.directions(gradient, moving, None, terms, moves=1)
     exact = np.linalg.norm(gradient.astype(float), axis=-1)
     np.testing.assert_allclose(found.norms[..., 0], exact, rtol=1e-6)
     lengths = np.linalg.norm(found.units[0].astype(float), axis=-1)

@@ -1,15 +1,16 @@
 """Kernels on dense blocks, for any array-API namespace.
 
-A block is worked through in tiles of rows, so that the residual of a whole block never
-exists: a tile is a product of a few hundred rows that stays in the processor's cache
-between the operations on it. On NumPy the tiles share one scratch buffer. All
-candidates work on a tile before the next one is read.
+A block is worked through in tiles, so that the residual of a whole block never exists:
+a tile is a product that stays in the processor's cache between the operations on it.
+All candidates work on a tile before the next one is read. On NumPy the tiles are those
+of `dmf.kernels.tiles`, compiled; this module has them for all other namespaces.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from array_api_compat import array_namespace, is_cupy_namespace, is_numpy_namespace
@@ -47,6 +48,13 @@ class DenseBlock:
         p, q = self.values.shape
         return p, q
 
+    @cached_property
+    def empty(self) -> bool:
+        """Whether nothing is observed."""
+        if self.weights is None:
+            return False
+        return not bool(array_namespace(self.weights).any(self.weights))
+
 
 def gradient(
     block: DenseBlock, moving: Array, fixed: Array, axis: int
@@ -68,18 +76,16 @@ def gradient(
     """
     xp = array_namespace(block.values)
     W, H = (moving, fixed) if axis == 0 else (fixed, moving)
-    scratch = _Scratch(xp)
     result = xp.zeros_like(moving)
     loss = xp.zeros(moving.shape[1], dtype=xp.float64)
-    for rows, k in _tiles_of_candidates(block, moving):
-        residual = scratch.product(0, W[rows, k, :], H[:, k, :])
-        residual -= block.values[rows, :]
-        weighted = scratch.weigh(1, residual, block.weights, rows)
-        loss[k] += 0.5 * xp.sum(_row_sums(xp, weighted, residual))
+    if block.empty:
+        return result, loss
+    for rows, columns, k, weighted, squares in _residuals(block, W, H):
+        loss[k] += 0.5 * squares
         if axis == 0:
-            result[rows, k, :] = weighted @ H[:, k, :]
+            result[rows, k, :] += weighted @ H[columns, k, :]
         else:
-            result[:, k, :] += weighted.T @ W[rows, k, :]
+            result[columns, k, :] += weighted.T @ W[rows, k, :]
     return result, loss
 
 
@@ -103,27 +109,18 @@ def curvature(
         last axis holds Σ M (D F)², Σ M (D F)(S F) and Σ M (S F)².
     """
     xp = array_namespace(block.values)
-    scratch = _Scratch(xp)
     shape = (block.shape[axis], fixed.shape[1], PAIRS[len(moves)])
     result = xp.zeros(shape, dtype=xp.float64)
-    for rows, k in _tiles_of_candidates(block, fixed):
-        # The block's rows are tiled: they belong to the moving factor or to the fixed.
-        products = [
-            scratch.product(number, move[rows, k, :], fixed[:, k, :])
-            if axis == 0
-            else scratch.product(number, fixed[rows, k, :], move[:, k, :])
-            for number, move in enumerate(moves)
-        ]
-        pair = 0
-        for a, first in enumerate(products):
-            weighted = scratch.weigh(2, first, block.weights, rows)
-            for second in products[a:]:
-                if axis == 0:
-                    result[rows, k, pair] = _row_sums(xp, weighted, second)
-                else:
-                    sums = xp.sum(scratch.multiply(3, weighted, second), axis=0)
-                    result[:, k, pair] += xp.astype(sums, xp.float64)
-                pair += 1
+    if block.empty:
+        return result
+    if block.weights is None:
+        _add_complete_curvature(moves, fixed, result)
+    elif is_numpy_namespace(xp):
+        from dmf.kernels import tiles
+
+        tiles.curvature(block, moves, fixed, axis, result)
+    else:
+        _add_curvature(block, moves, fixed, axis, result)
     return result
 
 
@@ -198,19 +195,112 @@ def errors(block: DenseBlock, W: Array, H: Array) -> Array:
     array of float64, shape (K, 2)
     """
     xp = array_namespace(block.values)
-    scratch = _Scratch(xp)
     result = xp.zeros((W.shape[1], 2), dtype=xp.float64)
-    for rows, k in _tiles_of_candidates(block, W):
-        residual = scratch.product(0, W[rows, k, :], H[:, k, :])
-        residual -= block.values[rows, :]
-        weighted = scratch.weigh(1, residual, block.weights, rows)
-        result[k, 0] += xp.sum(_row_sums(xp, weighted, residual))
-        result[k, 1] += xp.sum(xp.astype(xp.abs(weighted), xp.float64))
+    if block.empty:
+        return result
+    for _, _, k, weighted, squares in _residuals(block, W, H):
+        result[k, 0] += squares
+        result[k, 1] += _sum_of_sizes(xp, weighted)
     return result
 
 
 # Moves -> how many second derivatives a plane of so many moves has.
 PAIRS = {1: 1, 2: 3}
+
+
+def _residuals(
+    block: DenseBlock, W: Array, H: Array
+) -> Iterator[tuple[slice, slice, int, Array, Any]]:
+    """Go through the tiles of a block, and through the candidates on each of them.
+
+    Yields
+    ------
+    rows, columns : slices
+    k : int
+    weighted : array
+        M (W H − X) on the tile, until the next one is asked for.
+    squares : float64
+        Σ M (W H − X)²
+    """
+    xp = array_namespace(block.values)
+    if is_numpy_namespace(xp):
+        from dmf.kernels import tiles  # Numba takes longer to import than the rest
+
+        yield from tiles.residuals(block, W, H)
+        return
+    scratch = _Scratch(xp)
+    for rows, k in _tiles_of_candidates(block, W):
+        residual = scratch.product(0, W[rows, k, :], H[:, k, :])
+        residual -= block.values[rows, :]
+        weighted = scratch.weigh(1, residual, block.weights, rows)
+        squares = xp.sum(_row_sums(xp, weighted, residual))
+        yield rows, slice(0, block.shape[1]), k, weighted, squares
+
+
+def _sum_of_sizes(xp: Any, tile: Array) -> Any:
+    """Return Σ |T|, in float64."""
+    if is_numpy_namespace(xp):
+        from dmf.kernels import tiles
+
+        return tiles.sum_of_sizes(tile)
+    return xp.sum(xp.astype(xp.abs(tile), xp.float64))
+
+
+def _add_curvature(
+    block: DenseBlock, moves: tuple[Array, ...], fixed: Array, axis: int, result: Array
+) -> None:
+    xp = array_namespace(block.values)
+    scratch = _Scratch(xp)
+    for rows, k in _tiles_of_candidates(block, fixed):
+        # The block's rows are tiled: they belong to the moving factor or to the fixed.
+        products = [
+            scratch.product(number, move[rows, k, :], fixed[:, k, :])
+            if axis == 0
+            else scratch.product(number, fixed[rows, k, :], move[:, k, :])
+            for number, move in enumerate(moves)
+        ]
+        pair = 0
+        for a, first in enumerate(products):
+            weighted = scratch.weigh(2, first, block.weights, rows)
+            for second in products[a:]:
+                if axis == 0:
+                    result[rows, k, pair] = _row_sums(xp, weighted, second)
+                else:
+                    sums = xp.sum(scratch.multiply(3, weighted, second), axis=0)
+                    result[:, k, pair] += xp.astype(sums, xp.float64)
+                pair += 1
+
+
+def _add_complete_curvature(
+    moves: tuple[Array, ...], fixed: Array, result: Array
+) -> None:
+    """Where everything is observed, Σ (D F)² is D FᵀF D, and no tile is needed."""
+    xp = array_namespace(fixed)
+
+    def wide(factor: Array, rows: slice, k: int) -> Array:
+        return xp.astype(factor[rows, k, :], xp.float64)
+
+    rank = fixed.shape[2]
+    for k in range(fixed.shape[1]):
+        gram = xp.zeros((rank, rank), dtype=xp.float64)
+        for rows in _parts(fixed):
+            part = wide(fixed, rows, k)
+            gram += part.T @ part
+        for rows in _parts(moves[0]):
+            parts = [wide(move, rows, k) for move in moves]
+            pair = 0
+            for a, first in enumerate(parts):
+                curved = first @ gram
+                for second in parts[a:]:
+                    result[rows, k, pair] = xp.vecdot(curved, second)
+                    pair += 1
+
+
+def _parts(factor: Array) -> Iterator[slice]:
+    """Cut the rows of a factor, so that no copy of the whole is made."""
+    largest = TILE_ROWS[1]
+    for start in range(0, factor.shape[0], largest):
+        yield slice(start, min(start + largest, factor.shape[0]))
 
 
 def _row_sums(xp: Any, left: Array, right: Array) -> Array:

@@ -43,7 +43,7 @@ def directions(
     """Return the directions of a strip: see `dmf.kernels.strips.directions`."""
     p, K, width = moving.shape
     if width < shortest_row(moving.dtype):
-        return strips.directions(gradient, moving, last, terms, moves=moves)
+        return strips.plain_directions(gradient, moving, last, terms, moves=moves)
     last = np.zeros_like(moving) if last is None else last
     pairs = moves * (moves + 1) // 2
     units = [np.empty(moving.shape, moving.dtype) for _ in range(moves)]
@@ -75,7 +75,7 @@ def advance(
     """Move each row by its strides: see `dmf.kernels.strips.advance`."""
     p, K, width = moving.shape
     if width < shortest_row(moving.dtype):
-        return strips.advance(moving, units, strides, terms, rank=rank)
+        return strips.plain_advance(moving, units, strides, terms, rank=rank)
     factor, move = (np.empty(moving.shape, moving.dtype) for _ in range(2))
     sums = np.zeros((4, K))
     proper = (np.arange(width) < rank).astype(moving.dtype)

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmf.kernels.coordinates import descend_coordinates as descend_coordinates
-from dmf.kernels.rows import advance as advance
-from dmf.kernels.rows import directions as directions
+from dmf.kernels.strips import advance as advance
+from dmf.kernels.strips import directions as directions
 from dmf.kernels.vectors import (
     blank,
     compiled,

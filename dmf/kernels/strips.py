@@ -1,14 +1,14 @@
 """Kernels on strips of the moving factor: where its rows may go, and the move itself.
 
-These are passes over the factors between the passes over the data, for any array-API
-namespace. `dmf.kernels.rows` has the same functions compiled, for NumPy.
+These are the passes over the factors between the passes over the data. For NumPy they
+are compiled (`dmf.kernels.rows`); the formulas here are for any array-API namespace.
 """
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, is_numpy_namespace
 
 Array = Any
 Terms = Any  # dmf.objective.Terms
@@ -57,6 +57,17 @@ def directions(
         The penalty, a quadratic one.
     moves : {1, 2}
     """
+    if is_numpy_namespace(array_namespace(moving)):
+        from dmf.kernels import rows
+
+        return rows.directions(gradient, moving, last, terms, moves=moves)
+    return plain_directions(gradient, moving, last, terms, moves=moves)
+
+
+def plain_directions(
+    gradient: Array, moving: Array, last: Array | None, terms: Terms, *, moves: int
+) -> Directions:
+    """Return what `directions` does, by formulas on arrays."""
     xp = array_namespace(moving)
     pull = terms.gradient(moving)
     last = xp.zeros_like(moving) if last is None else last
@@ -100,6 +111,17 @@ def advance(
     rank : int
         The factor's own columns, the first of the c.
     """
+    if is_numpy_namespace(array_namespace(moving)):
+        from dmf.kernels import rows
+
+        return rows.advance(moving, units, strides, terms, rank=rank)
+    return plain_advance(moving, units, strides, terms, rank=rank)
+
+
+def plain_advance(
+    moving: Array, units: tuple[Array, ...], strides: Array, terms: Terms, *, rank: int
+) -> Advanced:
+    """Return what `advance` does, by formulas on arrays."""
     xp = array_namespace(moving)
     strides = xp.astype(strides, moving.dtype)
     move = sum(strides[..., k, None] * unit for k, unit in enumerate(units))

@@ -37,7 +37,7 @@ CACHE_LINE = 64
 # No lock on the interpreter while they run, and cached on disk.
 compiled = njit(nogil=True, cache=True, fastmath=set(FASTMATH))
 
-_intrinsic: Any = _untyped_intrinsic  # for mypy: it keeps the first argument to itself
+intrinsic: Any = _untyped_intrinsic  # for mypy: it keeps the first argument to itself
 
 
 class Layout(NamedTuple):
@@ -99,7 +99,7 @@ class _VectorModel(models.PrimitiveModel):
 # in LLVM's language; `row` is a Numba tuple of equal `Vector`s.
 
 
-@_intrinsic
+@intrinsic
 def load(typing, array, i, layout):
     """Return the row array[i, :]."""
     starts, kept = layout.types
@@ -116,7 +116,7 @@ def load(typing, array, i, layout):
     return row(array, types.intp, layout), generate
 
 
-@_intrinsic
+@intrinsic
 def store(typing, array, i, layout, row):
     """Do array[i, :] = row."""
 
@@ -132,27 +132,21 @@ def store(typing, array, i, layout, row):
     return types.void(array, types.intp, layout, row), generate
 
 
-@_intrinsic
+@intrinsic
 def prefetch(typing, array, i, layout):
     """Ask memory for the row array[i, :] without waiting for it."""
 
     def generate(context, builder, signature, arguments):
         vector_bytes = layout.types[1].count * array.dtype.bitwidth // 8
         step = max(1, CACHE_LINE // vector_bytes)
-        number = ir.IntType(32)
         for address in _addresses(context, builder, signature, arguments)[::step]:
-            place = builder.bitcast(address, ir.IntType(8).as_pointer())
-            kind = ir.FunctionType(ir.VoidType(), [place.type, number, number, number])
-            function = cgutils.get_or_insert_function(
-                builder.module, kind, "llvm.prefetch.p0"
-            )
-            builder.call(function, [place, number(0), number(3), number(1)])
+            prefetch_address(builder, address)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, layout), generate
 
 
-@_intrinsic
+@intrinsic
 def own(typing, row, layout):
     """Return a row whose last vector is blank where it overlaps: to sum over."""
 
@@ -169,7 +163,7 @@ def own(typing, row, layout):
     return row(row, layout), generate
 
 
-@_intrinsic
+@intrinsic
 def blank(typing, row):
     """Return a row of zeros like another one."""
 
@@ -183,14 +177,14 @@ def blank(typing, row):
 def _operator(instruction: str) -> Callable[..., Any]:
     """Return an operator on a row and another one, or a number, from an instruction."""
 
-    @_intrinsic
+    @intrinsic
     def apply(typing, row, other):
         number = not isinstance(other, types.BaseTuple)
 
         def generate(context, builder, signature, arguments):
             parts = cgutils.unpack_tuple(builder, arguments[0])
             if number:
-                others = [_spread(builder, arguments[1], part.type) for part in parts]
+                others = [spread(builder, arguments[1], part.type) for part in parts]
             else:
                 others = cgutils.unpack_tuple(builder, arguments[1])
             operate = getattr(builder, instruction)
@@ -208,7 +202,7 @@ plus, minus = _operator("fadd"), _operator("fsub")
 times, divided = _operator("fmul"), _operator("fdiv")
 
 
-@_intrinsic
+@intrinsic
 def plus_scaled(typing, row, scale, other):
     """Return row + scale * other."""
 
@@ -216,7 +210,7 @@ def plus_scaled(typing, row, scale, other):
         parts, others = (
             cgutils.unpack_tuple(builder, arguments[place]) for place in (0, 2)
         )
-        factor = _spread(builder, arguments[1], parts[0].type)
+        factor = spread(builder, arguments[1], parts[0].type)
         sums = [
             builder.fadd(part, builder.fmul(factor, b, flags=FASTMATH), flags=FASTMATH)
             for part, b in zip(parts, others, strict=True)
@@ -226,7 +220,7 @@ def plus_scaled(typing, row, scale, other):
     return row(row, row.dtype.dtype, other), generate
 
 
-@_intrinsic
+@intrinsic
 def dot(typing, a, b):
     """Return the sum of a * b; one of them must be `own`."""
 
@@ -236,7 +230,7 @@ def dot(typing, a, b):
     return a.dtype.dtype(a, b), generate
 
 
-@_intrinsic
+@intrinsic
 def wide_dot(typing, a, b):
     """Return the sum of a * b in float64, of any size; one of them must be `own`."""
 
@@ -250,7 +244,7 @@ def wide_dot(typing, a, b):
     return types.float64(a, b), generate
 
 
-@_intrinsic
+@intrinsic
 def zeros_in(typing, row):
     """Return a row with 1 where a number is exactly 0, and 0 elsewhere."""
 
@@ -258,7 +252,7 @@ def zeros_in(typing, row):
         found = []
         for part in cgutils.unpack_tuple(builder, arguments[0]):
             nothing = ir.Constant(part.type, None)
-            one = _spread(builder, part.type.element(1), part.type)
+            one = spread(builder, part.type.element(1), part.type)
             is_zero = builder.fcmp_ordered("==", part, nothing)
             found.append(builder.select(is_zero, one, nothing))
         return context.make_tuple(builder, row, found)
@@ -287,7 +281,16 @@ def _parts_of(builder: Any, rows: Any) -> list[list[Any]]:
     return [cgutils.unpack_tuple(builder, row) for row in rows]
 
 
-def _spread(builder: Any, number: Any, vector: ir.VectorType) -> Any:
+def prefetch_address(builder: Any, address: Any) -> None:
+    """Ask memory for a cache line, for reading."""
+    number = ir.IntType(32)
+    place = builder.bitcast(address, ir.IntType(8).as_pointer())
+    kind = ir.FunctionType(ir.VoidType(), [place.type, number, number, number])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    builder.call(function, [place, number(0), number(3), number(1)])
+
+
+def spread(builder: Any, number: Any, vector: ir.VectorType) -> Any:
     """Return a vector that holds the number everywhere."""
     nothing = ir.Constant(vector, ir.Undefined)
     first = builder.insert_element(nothing, number, ir.IntType(32)(0))

@@ -1,0 +1,240 @@
+"""The residual of a tile as one compiled loop: product, subtraction, mask and loss.
+
+At low ranks a dense kernel waits for memory, not for arithmetic: beside the products of
+a rank-16 gradient, a pass over X and M costs half as much again. So the first product
+is not left to BLAS: a few rows times a few vectors of columns stay in registers until
+their residuals are formed, and the next rows of X and M are fetched meanwhile. What is
+written is the weighted residual, once, into a tile that BLAS finds in the cache.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import binding, ir
+from numba import types
+from numba.core import cgutils
+
+from dmf.kernels.vectors import (
+    CACHE_LINE,
+    FASTMATH,
+    compiled,
+    intrinsic,
+    prefetch_address,
+    spread,
+)
+
+
+def _registers() -> tuple[int, int, int]:
+    """Return the bytes of a vector, and how many rows times vectors of a product are
+    summed in registers: 24 of 32, or 12 of 16."""
+    features = binding.get_host_cpu_features()
+    if features.get("avx512f"):
+        return 64, 8, 3
+    return (32, 6, 2) if features.get("avx2") else (16, 6, 2)
+
+
+VECTOR_BYTES, ROWS, VECTORS = _registers()
+
+
+@compiled
+def pack(factor, start, stop, result):
+    """Write rows of a factor (length, K, r) as (K, groups, r, width)."""
+    for k in range(result.shape[0]):
+        for g in range(result.shape[1]):
+            _transpose(factor, k, start + g * result.shape[3], stop, result[k, g])
+
+
+@compiled
+def _transpose(factor, k, start, stop, result):
+    """Transpose as many rows as `result` holds; beyond `stop` they are zeros."""
+    rank, width = result.shape
+    there = min(width, stop - start)
+    for c in range(there):
+        for s in range(rank):
+            result[s, c] = factor[start + c, k, s]
+    for c in range(there, width):
+        for s in range(rank):
+            result[s, c] = 0
+
+
+@intrinsic
+def _residual_block(
+    typing, left, right, h, values, weights, place, stride, out, to, totals
+):
+    """Write ROWS rows and a strip of columns of M (W H − X); add to Σ M (W H − X)².
+
+    The place in `values` and `weights`, and that in `out`, are counted from their
+    beginnings; `stride` is the distance between two rows of the former. The sum goes to
+    `totals`, one float64 for each lane of a vector.
+    """
+    dtype = right.dtype
+    lanes = VECTOR_BYTES // (dtype.bitwidth // 8)
+    strip = VECTORS * lanes
+
+    def generate(context, builder, signature, arguments):
+        index = ir.IntType(64)
+        number = context.get_value_type(dtype)
+        vector = ir.VectorType(number, lanes)
+        zero = ir.Constant(vector, None)
+
+        def array(position):
+            kind = signature.args[position]
+            return context.make_array(kind)(context, builder, arguments[position])
+
+        def load(start, offset, kind=vector):
+            address = builder.gep(start, [offset])
+            return builder.load(builder.bitcast(address, kind.as_pointer()), align=1)
+
+        def add_product(total, a, b):
+            return builder.fadd(total, builder.fmul(a, b, FASTMATH), FASTMATH)
+
+        rank = cgutils.unpack_tuple(builder, array(0).shape)[0]
+        left_start = array(0).data
+        size = builder.mul(rank, index(strip))
+        right_start = builder.gep(array(1).data, [builder.mul(arguments[2], size)])
+        place, stride, to = arguments[5], arguments[6], arguments[8]
+        X = builder.gep(array(3).data, [place])
+        M = None
+        if not isinstance(weights, types.NoneType):
+            M = builder.gep(array(4).data, [place])
+        for m in range(ROWS, 2 * ROWS):
+            ahead = builder.mul(stride, index(m))
+            _prefetch(builder, X, ahead, strip * dtype.bitwidth // 8)
+            if M is not None:
+                _prefetch(builder, M, ahead, strip * weights.dtype.bitwidth // 8)
+
+        before = builder.block
+        loop = builder.append_basic_block("rank")
+        after = builder.append_basic_block("residual")
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        s = builder.phi(index)
+        s.add_incoming(index(0), before)
+        sums = [[builder.phi(vector) for _ in range(VECTORS)] for _ in range(ROWS)]
+        offset = builder.mul(s, index(strip))
+        columns = [
+            load(right_start, builder.add(offset, index(v * lanes)))
+            for v in range(VECTORS)
+        ]
+        offset = builder.mul(s, index(ROWS))
+        products = []
+        for m, row in enumerate(sums):
+            at = builder.add(offset, index(m))
+            factor = builder.load(builder.gep(left_start, [at]))
+            factor = spread(builder, factor, vector)
+            products.append(
+                [add_product(t, factor, c) for t, c in zip(row, columns, strict=True)]
+            )
+        for old, new in zip(sums, products, strict=True):
+            for total, product in zip(old, new, strict=True):
+                total.add_incoming(zero, before)
+                total.add_incoming(product, loop)
+        following = builder.add(s, index(1))
+        s.add_incoming(following, loop)
+        builder.cbranch(builder.icmp_signed("<", following, rank), loop, after)
+
+        builder.position_at_end(after)
+        T = builder.gep(array(7).data, [to])
+        out_stride = cgutils.unpack_tuple(builder, array(7).shape)[1]
+        total = zero
+        for m, row in enumerate(products):
+            for v, product in enumerate(row):
+                at = builder.add(builder.mul(stride, index(m)), index(v * lanes))
+                difference = builder.fsub(product, load(X, at), FASTMATH)
+                weighted = difference
+                if M is not None and weights.dtype == types.uint8:
+                    mask = load(M, at, ir.VectorType(ir.IntType(8), lanes))
+                    observed = builder.icmp_unsigned(
+                        "!=", mask, ir.Constant(mask.type, None)
+                    )
+                    difference = builder.select(observed, difference, zero)
+                    weighted = difference
+                elif M is not None:
+                    weighted = builder.fmul(difference, load(M, at), FASTMATH)
+                total = add_product(total, weighted, difference)
+                at = builder.add(builder.mul(out_stride, index(m)), index(v * lanes))
+                address = builder.gep(T, [at])
+                address = builder.bitcast(address, vector.as_pointer())
+                builder.store(weighted, address, align=1)
+        wide = ir.VectorType(ir.DoubleType(), lanes)
+        address = builder.bitcast(array(9).data, wide.as_pointer())
+        if total.type != wide:
+            total = builder.fpext(total, wide)
+        old = builder.load(address, align=8)
+        builder.store(builder.fadd(old, total), address, align=8)
+        return context.get_dummy_value()
+
+    names = left, right, h, values, weights, place, stride, out, to, totals
+    return types.void(*names), generate
+
+
+def _prefetch(builder: Any, start: Any, offset: Any, size: int) -> None:
+    """Ask for `size` bytes from `start[offset]` on, without waiting for them."""
+    first = builder.bitcast(builder.gep(start, [offset]), ir.IntType(8).as_pointer())
+    for line in range(0, size, CACHE_LINE):
+        prefetch_address(builder, builder.gep(first, [ir.IntType(64)(line)]))
+
+
+@compiled
+def residual(W, right, k, first, values, weights, i0, j0, rows, columns, corner, out):
+    """Write M (W H − X) of a tile into `out`; return Σ M (W H − X)².
+
+    `first` is the tile's first row of W; (i0, j0) is where it lies in the values and
+    weights (bools as bytes). `right` holds its rows of H, packed; `corner` is memory
+    for ROWS rows of a strip of values and of weights.
+    """
+    _, strips, rank, strip = right.shape
+    stride = values.shape[1]
+    left = np.empty((rank, ROWS), out.dtype)
+    totals = np.zeros(VECTOR_BYTES // out.itemsize)
+    some_values, some_weights = corner
+    for i in range(0, rows, ROWS):
+        _transpose(W, k, first + i, first + rows, left)
+        for h in range(strips):
+            j = h * strip
+            strip_of_k = k * strips + h
+            to = i * out.shape[1] + j
+            if i + ROWS <= rows and j + strip <= columns:
+                place = (i0 + i) * stride + j0 + j
+                _residual_block(
+                    left,
+                    right,
+                    strip_of_k,
+                    values,
+                    weights,
+                    place,
+                    stride,
+                    out,
+                    to,
+                    totals,
+                )
+                continue
+            there = i0 + i, j0 + j, rows - i, columns - j
+            _copy(values, *there, some_values)
+            _copy(weights, *there, some_weights)
+            _residual_block(
+                left,
+                right,
+                strip_of_k,
+                some_values,
+                some_weights,
+                0,
+                strip,
+                out,
+                to,
+                totals,
+            )
+    return totals.sum()
+
+
+@compiled
+def _copy(source, i0, j0, rows, columns, target):
+    """Copy as much as is there, and zeros beside it."""
+    if source is None:
+        return
+    for i in range(target.shape[0]):
+        for j in range(target.shape[1]):
+            there = i < rows and j < columns
+            target[i, j] = source[i0 + i, j0 + j] if there else 0
