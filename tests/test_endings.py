@@ -148,7 +148,7 @@ def test_interrupted_inside_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
     from dmf.engine import loop
 
     expected = fitted(max_rounds=2)
-    monkeypatch.setattr(loop.Loop, "_advance", interrupted_after(2))
+    monkeypatch.setattr(loop.Loop, "_collect", interrupted_after(2))
     fit = fitted()
     assert (fit.status.code, fit.status.round) == ("interrupted", 2)
     assert same_factors(fit, expected)
@@ -163,7 +163,7 @@ def test_interrupted_before_the_first_round(
 
     solver = dmf.GradientDescent(1e-300)  # stays where it begins
     start = fitted(max_rounds=1, solver=solver, penalty=None)
-    monkeypatch.setattr(loop.Loop, "_advance", interrupted_after(0))
+    monkeypatch.setattr(loop.Loop, "_collect", interrupted_after(0))
     fit = fitted(restarts=restarts)
     assert (fit.status.code, fit.status.round) == ("interrupted", 0)
     assert len(fit.history) == 0

@@ -206,20 +206,20 @@ def test_the_padding_never_moves(
     from dmf.engine.loop import Loop
 
     looked: list[int] = []
-    advance = Loop._advance
+    submit = Loop._submit
 
-    def look(self: Any, state: Any, number: int) -> Any:
-        result = advance(self, state, number)
-        for strips in result[0].strips:
+    def look(*arguments: Any) -> Any:
+        batch = submit(*arguments)
+        for strips in batch.after.strips:
             for key in strips:
-                factor = np.asarray(result[0].leaves[key].factor)
+                factor = np.asarray(batch.after.leaves[key].factor)
                 for k, rank in enumerate((2, 5, 1)):
                     assert not factor[:, k, rank:5].any()
                     assert factor[:, k, :rank].any()
                     looked.append(rank)
-        return result
+        return batch
 
-    monkeypatch.setattr(Loop, "_advance", look)
+    monkeypatch.setattr(Loop, "_submit", look)
     penalty = dmf.Ridge(0.1)
     X = form_of(PROBLEM, form)
     options = OPTIONS | {"offsets": "both", "solver": solver}
@@ -238,7 +238,7 @@ def test_the_data_are_read_as_often_as_for_one_candidate(
     calls: Counter[str] = Counter()
     sizes: list[int] = []
     running = False
-    build, advance = loop.build_rounds, loop.Loop._advance
+    build, submit = loop.build_rounds, loop.Loop._submit
 
     def counted(name: str, kernel: Any) -> Any:
         def call(*arguments: Any, **options: Any) -> Any:
@@ -250,9 +250,9 @@ def test_the_data_are_read_as_often_as_for_one_candidate(
     def watched(*arguments: Any) -> Any:
         nonlocal running
         running = True
-        result = advance(*arguments)
+        batch = submit(*arguments)
         running = False
-        return result
+        return batch
 
     def measured(data: Any, state: Any, *rest: Any) -> Any:
         found = build(data, state, *rest)
@@ -260,7 +260,7 @@ def test_the_data_are_read_as_often_as_for_one_candidate(
         return found
 
     monkeypatch.setattr(loop, "build_rounds", measured)
-    monkeypatch.setattr(loop.Loop, "_advance", watched)
+    monkeypatch.setattr(loop.Loop, "_submit", watched)
     for kernels in (dense, sparse):
         for name in ("gradient", "curvature", "errors"):
             kernel = getattr(kernels, name)

@@ -103,7 +103,8 @@ class Threads:
         if chosen is None:
             # At once: what a collection goes through first takes longer than small
             # rounds, and imports distributed to look for a client.
-            values: Any = dask.threaded.get(graph, keys)  # type: ignore[arg-type]
+            with _interrupts_kept():
+                values: Any = dask.threaded.get(graph, keys)  # type: ignore[arg-type]
             return dict(zip(keys, values, strict=True))
         (done,) = persist(Tasks(graph, keys), scheduler=chosen)
         return {key: done.graph[key] for key in keys}
@@ -185,6 +186,20 @@ def _one_blas_thread() -> Iterator[None]:
             _blas_sessions -= 1
             if _blas_sessions == 0:
                 _blas_limits.restore_original_limits()
+
+
+@contextmanager
+def _interrupts_kept() -> Iterator[None]:
+    """Raise KeyboardInterrupt where Ctrl-C meets Python as it waits on a queue.
+
+    It may then surface as "release unlocked lock", an error of the queue's lock.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from error
+        raise
 
 
 @contextmanager
