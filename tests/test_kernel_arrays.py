@@ -8,7 +8,7 @@ import array_api_strict as strict
 import numpy as np
 import pytest
 
-from dmf.kernels import dense, kernels_for
+from dmf.kernels import dense, kernels_for, tiles
 from dmf.observed import observe
 from tests.blocks import (
     MASKS,
@@ -110,7 +110,8 @@ def test_tiles_give_what_one_tile_gives(
     W, H = stacked_start(problem, 3)
     block, _ = block_of(problem, "dense", "weights")
     whole = every_kernel("dense", "weights", block, W, H, axis)
-    monkeypatch.setattr(dense, "TILE_ROWS", (7, 7))
+    monkeypatch.setattr(tiles, "TILE_ROWS", (7, 7))
+    monkeypatch.setattr(tiles, "TILE_ROW_BYTES", 11 * 8)
     monkeypatch.setattr(dense, "TILE_BYTES", 7 * 3 * 3**2 * 8)  # for `gram`
     for name, part in every_kernel("dense", "weights", block, W, H, axis).items():
         np.testing.assert_allclose(

@@ -339,7 +339,7 @@ def test_offsets_are_free_of_the_factors_bounds_and_lassos(penalty: Any) -> None
         "both",
         penalty=penalty,
         offset_penalty=dmf.Ridge(0.4),
-        max_rounds=2000,
+        max_rounds=1000,
     )
     parts = parts_of(fit)
     assert fit.offset < 0
