@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 
 demo: $(VENV)/.user
 	$(BIN)/dmf demo --output demo.png
+	find dmf -name '*.nb[ic]' -delete
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
@@ -46,3 +47,4 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 
 clean:
 	rm -rf $(VENV) .peers .pytest_cache .mypy_cache .ruff_cache demo.png
+	find dmf -name '*.nb[ic]' -delete

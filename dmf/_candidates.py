@@ -111,6 +111,8 @@ def fit_candidates(
             runner,
             unobserved=settings.unobserved_weight,
             validation=settings.validation,
+            # Of the cluster as it is now: workers that are lost later change no plan.
+            machine=runner.machine(),
         )
         data = reload()
         check_scale(data.totals.mean_square**0.5, data.dtype)

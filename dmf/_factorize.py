@@ -114,8 +114,9 @@ def factorize(
         a cluster; convergence and callbacks then wait for the whole batch.
     seed : int, default 0
         The same seed gives the same start for any chunking, and bitwise the same
-        factors on 1 to 4 threads or workers, on 5 to 16, on 17 to 64, …: within such a
-        class, X is cut into the same blocks, so that sums are added in the same order.
+        factors wherever X is cut into the same blocks: on 1 to 4 threads of a machine,
+        on 5 to 16, on 17 to 64, …, and likewise on clusters with so many threads in
+        all. Elsewhere sums are added in another order, and factors agree to rounding.
     client : distributed.Client, optional
         Where to run. Default: the active client, else the threads of this process. The
         factors of a Dask X stay on the cluster: use them while the client is active, or

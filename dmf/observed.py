@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, is_numpy_namespace
 
 from dmf.entries import (
     canonical_csr,
@@ -183,6 +183,8 @@ def _observe_dense(
     if mask is not None and not is_pattern(mask):
         weights = xp.astype(mask, dtype)
     values = xp.astype(X, dtype, copy=False)
+    if is_numpy_namespace(xp):
+        values = np.ascontiguousarray(values)  # else each pass would copy its tiles
     if not bool(xp.all(observed)):
         values = xp.where(observed, values, xp.zeros_like(values))
     used, held_out = observed, None

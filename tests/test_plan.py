@@ -23,7 +23,6 @@ from dmf.engine.grid import (
     balanced_bounds,
     balanced_grid,
     even_bounds,
-    flaw_of,
     merged_bounds,
     ranked_grids,
     stored_in,
@@ -106,11 +105,6 @@ def test_costs_add_up(work: Work, machine: Machine, P: int, Q: int) -> None:
     assert worse.arithmetic == pytest.approx(2 * cost.arithmetic)
     if machine.workers <= 1:
         assert cost.messages == 0
-    flaw = flaw_of(work, (P, Q), machine)
-    assert flaw is None or "times as long" in flaw.why or "too large" in flaw.why
-    assert flaw_of(work, ranked_grids(work, machine)[0], machine) is None or (
-        work.stored * work.entry_bytes > machine.memory / 8
-    )
 
 
 def test_tasks_are_those_of_a_round() -> None:
@@ -237,6 +231,67 @@ def test_chunks_are_cut_before_they_are_too_large_for_a_worker() -> None:
         np.diff(bounds).max() for bounds in (grid.row_bounds, grid.column_bounds)
     )
     assert 5 * rows * columns <= 50e6 / 4
+
+
+def test_one_chunk_may_be_too_large_though_the_others_are_not() -> None:
+    X = da.zeros((100_000, 100), chunks=((99_000, 500, 500), -1), dtype="f4")
+    with pytest.warns(PerformanceWarning, match="too large for the memory of a worker"):
+        found = grid_of(X, Machine(4, 0, memory=100e6))
+    assert 5 * np.diff(found.row_bounds).max() * 100 <= 100e6 / 4
+
+
+def test_one_chunk_may_hold_nearly_everything() -> None:
+    lengths = (25_000, *[1] * 30, 375_000)
+    X = da.zeros((400_030, 100), chunks=(lengths, -1), dtype="f4")
+    with pytest.warns(PerformanceWarning, match="times as long"):
+        found = grid_of(X, Machine(16))
+    assert np.diff(found.row_bounds).max() <= 400_030 / 15
+
+
+def test_weights_take_room_too() -> None:
+    plain = Work((1000, 1000), 10**6, 4, "dense")
+    assert plain.entry_bytes == 5
+    assert Work((1000, 1000), 10**6, 4, "dense", weighted=True).entry_bytes == 9
+
+
+@pytest.mark.parametrize("lost_in", [3, 20])
+def test_the_plan_outlives_the_workers_that_it_was_made_for(
+    lost_in: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a loss there may be fewer: strips must fit the blocks all the same."""
+    from dmf.engine import runner as runners
+
+    machines = [Machine(5, 5)]
+    fetches: list[int] = []
+    losing = False
+
+    class Shrinking(Threads):
+        remote = True
+
+        def machine(self) -> Machine:
+            return machines[-1]
+
+        def fetch(self, leaves: Any) -> Any:
+            fetches.append(1)
+            if len(fetches) == lost_in and losing:
+                machines.append(Machine(4, 4))
+                msg = "gone"
+                raise runners.WorkersLost(msg)
+            return leaves
+
+    def ranking(work: Work, machine: Machine) -> list[tuple[int, int]]:
+        return [(4, 2) if machine.threads > 4 else (2, 1)]
+
+    monkeypatch.setattr(grid, "ranked_grids", ranking)
+    monkeypatch.setattr("dmf._candidates.choose_runner", lambda client: Shrinking())
+    X = power_law(400, 300, 20_000, 4)
+    fits = []
+    for losing in (False, True):  # noqa: B007 (`fetch` looks at it)
+        fetches.clear()
+        fits.append(dmf.factorize(X, 5, max_rounds=25, tol=0))
+    assert len(machines) == 2
+    np.testing.assert_array_equal(fits[0].W, fits[1].W)
+    np.testing.assert_array_equal(fits[0].H, fits[1].H)
 
 
 def test_arrays_in_memory_are_cut_by_the_plan() -> None:

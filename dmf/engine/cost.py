@@ -112,6 +112,8 @@ class Work:
     kind : {"sparse", "dense"}
     itemsize : int
         Bytes of a number.
+    weighted : bool
+        Whether entries have weights.
     """
 
     shape: tuple[int, int]
@@ -119,11 +121,13 @@ class Work:
     width: int
     kind: str
     itemsize: int = 4
+    weighted: bool = False
 
     @property
     def entry_bytes(self) -> int:
-        """What an entry takes in a block: its value, and its column or its mask."""
-        return self.itemsize + (4 if self.kind == "sparse" else 1)
+        """What an entry takes in a block: value, weight, and column or mask."""
+        numbers = self.itemsize * (2 if self.weighted else 1)
+        return numbers + (4 if self.kind == "sparse" else 1)
 
     @property
     def factor_bytes(self) -> int:

@@ -136,6 +136,7 @@ def load(
     *,
     unobserved: float = 0.0,
     validation: Any | Share | None = None,
+    machine: Machine | None = None,
     may_be_empty: bool = False,
 ) -> Data:
     """Cut X and its mask into blocks, and count what is observed.
@@ -150,6 +151,9 @@ def load(
         The weight with which what isn't observed counts as 0.
     validation : Share, array of shape (m, n), or None
         What is held out, as `dmf.observed.observe` takes it.
+    machine : Machine, optional
+        What the plan is for. Default: what there is now. Whoever loads data again gives
+        what there was at first: strips of factors must fit the same grid.
     may_be_empty : bool
         Whether X may do without a single observed entry.
 
@@ -170,11 +174,13 @@ def load(
         options["validation"] = validation
     look = partial(_observe_at, names=tuple(beside), dtype=dtype, options=options)
     stored = X.nnz if kind == "sparse" and not is_dask(X) else math.prod(X.shape)
-    work = Work(tuple(X.shape), stored, rank, kind, dtype.itemsize)
+    weighted = mask is not None and mask.dtype != bool
+    work = Work(tuple(X.shape), stored, rank, kind, dtype.itemsize, weighted)
+    machine = runner.machine() if machine is None else machine
     if is_dask(X):
-        grid, leaves = _load_dask(X, beside, work, look, token, runner)
+        grid, leaves = _load_dask(X, beside, work, look, token, runner, machine)
     else:
-        grid, blocks = _cut_array(X, beside, work, look, token, runner.machine())
+        grid, blocks = _cut_array(X, beside, work, look, token, machine)
         seen = sum((block.totals for block in blocks.values()), Totals())
         if not may_be_empty and seen.weight <= 0:
             _refuse_empty(X.shape, seen)
@@ -255,6 +261,7 @@ def _load_dask(
     look: Callable[..., Observed],
     token: str,
     runner: Runner,
+    machine: Machine,
 ) -> tuple[Grid, dict[Key, Leaf]]:
     """Make blocks of whole chunks, inside tasks."""
     from dask.base import optimize
@@ -262,7 +269,7 @@ def _load_dask(
     mask = beside.get("mask")
     if mask is not None and not is_dask(mask):
         check_weights(mask)
-    grid = _grid_of_chunks(X, work, runner.machine())
+    grid = _grid_of_chunks(X, work, machine)
     arrays = [_aligned(X, "X", grid, runner)]
     arrays += [_aligned(Y, name, grid, runner) for name, Y in beside.items()]
     arrays = optimize(*arrays)
@@ -324,10 +331,10 @@ def _grid_of_chunks(X: Any, work: Work, machine: Machine) -> Grid:
         Grid(*(merged_bounds(c, parts) for c, parts in zip(chunks, shape, strict=True)))
         for shape in (X.numblocks, ranked_grids(work, machine)[0])
     )
-    flaw = None if work.kind == "sparse" else flaw_of(work, own.shape, machine)
+    flaw = None if work.kind == "sparse" else flaw_of(work, own, machine)
     if flaw is None:
         return own
-    if flaw_of(work, best.shape, machine) is not None:
+    if flaw_of(work, best, machine) is not None:
         best = _even_grid(work, machine)  # whole chunks won't do: cut them
     if flaw.matters:
         msg = (

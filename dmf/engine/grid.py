@@ -18,7 +18,7 @@ from dmf.engine.cost import Machine, Work, cost_of
 CLASS = 4
 # No block takes more than this share of a worker's memory.
 SHARE_OF_MEMORY = 1 / 4
-# The fullest block stores at most so many times the mean, if any grid allows it.
+# The fullest block stores at most so many times the mean, unless that is slower.
 MOST_IMBALANCE = 1.15
 # A user's chunks are kept if a round then takes at most so many times the best plan's.
 KEEP_CHUNKS = 2.0
@@ -70,16 +70,21 @@ class Flaw(NamedTuple):
     matters: bool
 
 
-def flaw_of(work: Work, grid: tuple[int, int], machine: Machine) -> Flaw | None:
+def flaw_of(work: Work, grid: Grid, machine: Machine) -> Flaw | None:
     """Return why the chunks of a user shouldn't be the blocks; None: they may be."""
-    if math.prod(grid) < _fewest(work, machine):
+    blocks = math.prod(grid.shape)
+    lengths = [np.diff(bounds) for bounds in (grid.row_bounds, grid.column_bounds)]
+    area = math.prod(work.shape)
+    # The largest block over their mean, as far as that can be told from outside.
+    imbalance = math.prod(int(length.max()) for length in lengths) * blocks / area
+    if blocks / imbalance < _fewest(work, machine):
         return Flaw("which are too large for the memory of a worker", True)
     machine = _class_of(machine)
     best = cost_of(work, ranked_grids(work, machine)[0], machine).seconds
-    seconds = cost_of(work, grid, machine).seconds
+    seconds = cost_of(work, grid.shape, machine, imbalance=imbalance).seconds
     if seconds <= KEEP_CHUNKS * best:
         return None
-    why = f"with which a round would take about {seconds / best:.0f} times as long"
+    why = f"with which a round would take about {seconds / best:.1f} times as long"
     return Flaw(why, seconds - best > WORTH_A_MESSAGE)
 
 
@@ -121,26 +126,35 @@ def balanced_grid(X: Any, work: Work, machine: Machine) -> Grid:
     """
     rows = np.diff(X.indptr)
     columns = np.bincount(X.indices, minlength=X.shape[1])
-    found = []
+    alike = _class_of(machine)
+    best: tuple[float, Grid] | None = None
     for P, Q in ranked_grids(work, machine):
+        if best is not None and cost_of(work, (P, Q), alike).seconds >= best[0]:
+            break  # even in perfect balance
         grid = Grid(balanced_bounds(rows, P), balanced_bounds(columns, Q))
         stored = stored_in(X, grid)
-        imbalance = float(stored.max() / max(stored.mean(), 1e-9))
+        imbalance = max(1.0, float(stored.max() / max(stored.mean(), 1e-9)))
         if imbalance <= MOST_IMBALANCE:
             return grid
-        cost = cost_of(work, (P, Q), _class_of(machine), imbalance=imbalance)
-        found.append((cost.seconds, P, Q, grid))
-    return min(found)[-1]
+        seconds = cost_of(work, (P, Q), alike, imbalance=imbalance).seconds
+        if best is None or seconds < best[0]:
+            best = seconds, grid
+    assert best is not None
+    return best[1]
 
 
 def stored_in(X: Any, grid: Grid) -> NDArray[np.int64]:
     """Return how many entries of compressed rows each block stores, shape (P, Q)."""
-    n = X.shape[1]
-    counts = [
-        np.bincount(X.indices[X.indptr[start] : X.indptr[stop]], minlength=n)
-        for start, stop in pairwise(grid.row_bounds)
-    ]
-    return np.add.reduceat(np.stack(counts), grid.column_bounds[:-1], axis=1)
+    P, Q = grid.shape
+    counts = np.empty((P, Q), dtype=np.int64)
+    for i, (start, stop) in enumerate(pairwise(grid.row_bounds)):
+        columns = X.indices[X.indptr[start] : X.indptr[stop]]
+        if Q > 1:
+            parts = np.searchsorted(grid.column_bounds, columns, side="right") - 1
+            counts[i] = np.bincount(parts, minlength=Q)
+        else:
+            counts[i] = len(columns)
+    return counts
 
 
 def even_bounds(length: int, parts: int) -> tuple[int, ...]:

@@ -32,7 +32,8 @@ class Batch:
 
     before: State
     after: State
-    told: list[Leaf]
+    reports: list[Leaf]  # of W and of H, for each round
+    errors: list[Leaf]  # on what is held out, if anything is
 
 
 @dataclass
@@ -82,34 +83,42 @@ class Loop:
     def run(self) -> list[Outcome]:
         """Run, and go on after workers were lost. Return an outcome a candidate."""
         self._began = time.perf_counter()
-        while self._alive:
-            try:
-                state = self._state or self._begin()
-                if state.round >= self.rules.max_rounds:
-                    self._retire(state, dict.fromkeys(state.candidates, "max_rounds"))
-                else:
-                    self._run_batch(state)
-            except WorkersLost as error:
-                self._state = self._ahead = None
-                self._losses += 1
-                if self._losses > MAX_LOSSES:
-                    msg = (
-                        f"workers were lost {self._losses} times in one round; look at "
-                        "their logs (too little memory is the usual reason), or give "
-                        "the cluster more workers"
-                    )
-                    raise ClusterError(msg) from error
-            except KeyboardInterrupt:
-                self._ahead = None
-                reached = self._state
-                if reached is None and self._snapshot is not None:
-                    reached = self._snapshot[0]
-                if reached is None or self._stopped:
-                    raise
-                self._stopped = True
-                self._state = reached
-                self._retire(reached, dict.fromkeys(self._alive, "interrupted"))
+        try:
+            while self._alive:
+                self._go_on()
+        finally:
+            # What was sent ahead shall not outlive the fit on a cluster.
+            self._ahead = None
         return [self._outcomes[k] for k in sorted(self._outcomes)]
+
+    def _go_on(self) -> None:
+        """Run a batch, or end the fit; what is lost is begun anew the next time."""
+        try:
+            state = self._state or self._begin()
+            if state.round >= self.rules.max_rounds:
+                self._retire(state, dict.fromkeys(state.candidates, "max_rounds"))
+            else:
+                self._run_batch(state)
+        except WorkersLost as error:
+            self._state = self._ahead = None
+            self._losses += 1
+            if self._losses > MAX_LOSSES:
+                msg = (
+                    f"workers were lost {self._losses} times in one round; look at "
+                    "their logs (too little memory is the usual reason), or give "
+                    "the cluster more workers"
+                )
+                raise ClusterError(msg) from error
+        except KeyboardInterrupt:
+            self._ahead = None
+            reached = self._state
+            if reached is None and self._snapshot is not None:
+                reached = self._snapshot[0]
+            if reached is None or self._stopped:
+                raise
+            self._stopped = True
+            self._state = reached
+            self._retire(reached, dict.fromkeys(self._alive, "interrupted"))
 
     def _begin(self) -> State:
         """Return the state to begin with: the start or, after a loss, the snapshot."""
@@ -131,7 +140,8 @@ class Loop:
         if batch is None or batch.before is not state:
             batch = self._submit(state)
         after = batch.after
-        if self.runner.remote and after.round < self.rules.max_rounds:
+        drops = self._drop_next is not None and after.round >= self._drop_next
+        if self.runner.remote and after.round < self.rules.max_rounds and not drops:
             # A cluster goes on while the scalars of these rounds are on their way.
             self._ahead = self._submit(after)
         reports, errors = self._collect(batch)
@@ -240,22 +250,25 @@ class Loop:
             self.data, state, self.solver, objective, number
         )
         wanted = [key for pair in reports for key in pair]
+        held_out = []
         if self.data.totals.held_out > 0:
             tasks, key = build_errors(self.data, after, self.data.held_out())
             graph.update(tasks)
-            wanted.append(key)
+            held_out.append(key)
         new = [key for key in after.keys if key not in state.leaves]
-        leaves = self.runner.run(graph, [*new, *wanted])
-        told = [leaves.pop(key) for key in wanted]
+        leaves = self.runner.run(graph, [*new, *wanted, *held_out])
+        told, errors = (
+            [leaves.pop(key) for key in keys] for keys in (wanted, held_out)
+        )
         found = {k: leaves[k] if k in leaves else state.leaves[k] for k in after.keys}
-        return Batch(state, replace(after, leaves=found), told)
+        return Batch(state, replace(after, leaves=found), told, errors)
 
     def _collect(self, batch: Batch) -> tuple[list[tuple[Report, Report]], Any | None]:
         """Return the reports of a batch's rounds, and the held-out errors."""
-        told = self.runner.fetch(batch.told)
-        errors = told[-1] if self.data.totals.held_out > 0 else None
-        # An odd one out is left by the errors.
-        return list(zip(told[::2], told[1::2], strict=False)), errors
+        told = self.runner.fetch([*batch.reports, *batch.errors])
+        reports, errors = told[: len(batch.reports)], told[len(batch.reports) :]
+        pairs = list(zip(reports[::2], reports[1::2], strict=True))
+        return pairs, errors[0] if errors else None
 
     def _improves(
         self, found: dict[int, Best], candidate: int, state: State, record: Record

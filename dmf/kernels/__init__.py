@@ -31,7 +31,7 @@ from types import ModuleType
 def kernels_for(kind: str) -> ModuleType:
     """Return the kernels for blocks of a kind, ``"dense"`` or ``"sparse"``.
 
-    The choice is made once a fit. The sparse kernels are imported when they are first
+    The choice is made once a fit. Whatever is compiled is imported when it is first
     used, because Numba takes longer to import than all the rest.
     """
     if kind == "sparse":

@@ -306,7 +306,7 @@ def _parts(factor: Array) -> Iterator[slice]:
 def _row_sums(xp: Any, left: Array, right: Array) -> Array:
     """Return the sums of left * right over each row, in float64.
 
-    BLAS sums float32 in float32: it gets a few thousand columns at a time.
+    Products sum float32 in float32: they get a few thousand columns at a time.
     """
     p, q = left.shape
     sums = xp.zeros(p, dtype=xp.float64)
@@ -338,16 +338,16 @@ def _tiles_of_candidates(
 
 
 class _Scratch:
-    """Buffers that the tiles of one kernel call share.
+    """Buffers that the tiles of one kernel call share, where NumPy isn't at work.
 
-    A fresh 2 MB array for every tile costs more in page faults than the arithmetic on
-    it. NumPy and CuPy write into given memory (`out=`), which the array API standard
-    leaves out; other namespaces allocate.
+    A fresh 2 MB array for every tile costs more than the arithmetic on it. CuPy writes
+    into given memory (`out=`), which the array API standard leaves out; other
+    namespaces allocate.
     """
 
     def __init__(self, xp: Any) -> None:
         self._xp = xp
-        self._reuse = is_numpy_namespace(xp) or is_cupy_namespace(xp)
+        self._reuse = is_cupy_namespace(xp)
         self._buffers: dict[int, Array] = {}
 
     def product(self, slot: int, left: Array, right: Array) -> Array:

@@ -15,6 +15,7 @@ import numpy as np
 from llvmlite import binding, ir
 from numba import types
 from numba.core import cgutils
+from numba.core.errors import TypingError
 
 from dmf.kernels.vectors import (
     CACHE_LINE,
@@ -60,18 +61,21 @@ def _transpose(factor, k, start, stop, result):
 
 
 @intrinsic
-def _residual_block(
+def _residual_patch(
     typing, left, right, h, values, weights, place, stride, out, to, totals
 ):
-    """Write ROWS rows and a strip of columns of M (W H − X); add to Σ M (W H − X)².
+    """Write ROWS rows and a group of columns of M (W H − X); add to Σ M (W H − X)².
 
     The place in `values` and `weights`, and that in `out`, are counted from their
     beginnings; `stride` is the distance between two rows of the former. The sum goes to
     `totals`, one float64 for each lane of a vector.
     """
     dtype = right.dtype
+    if values.dtype != dtype or out.dtype != dtype:
+        msg = f"X is {values.dtype}, but the factors are {dtype}"
+        raise TypingError(msg)
     lanes = VECTOR_BYTES // (dtype.bitwidth // 8)
-    strip = VECTORS * lanes
+    group = VECTORS * lanes
 
     def generate(context, builder, signature, arguments):
         index = ir.IntType(64)
@@ -92,7 +96,7 @@ def _residual_block(
 
         rank = cgutils.unpack_tuple(builder, array(0).shape)[0]
         left_start = array(0).data
-        size = builder.mul(rank, index(strip))
+        size = builder.mul(rank, index(group))
         right_start = builder.gep(array(1).data, [builder.mul(arguments[2], size)])
         place, stride, to = arguments[5], arguments[6], arguments[8]
         X = builder.gep(array(3).data, [place])
@@ -101,9 +105,9 @@ def _residual_block(
             M = builder.gep(array(4).data, [place])
         for m in range(ROWS, 2 * ROWS):
             ahead = builder.mul(stride, index(m))
-            _prefetch(builder, X, ahead, strip * dtype.bitwidth // 8)
+            _prefetch(builder, X, ahead, group * dtype.bitwidth // 8)
             if M is not None:
-                _prefetch(builder, M, ahead, strip * weights.dtype.bitwidth // 8)
+                _prefetch(builder, M, ahead, group * weights.dtype.bitwidth // 8)
 
         before = builder.block
         loop = builder.append_basic_block("rank")
@@ -113,7 +117,7 @@ def _residual_block(
         s = builder.phi(index)
         s.add_incoming(index(0), before)
         sums = [[builder.phi(vector) for _ in range(VECTORS)] for _ in range(ROWS)]
-        offset = builder.mul(s, index(strip))
+        offset = builder.mul(s, index(group))
         columns = [
             load(right_start, builder.add(offset, index(v * lanes)))
             for v in range(VECTORS)
@@ -183,25 +187,25 @@ def residual(W, right, k, first, values, weights, i0, j0, rows, columns, corner,
 
     `first` is the tile's first row of W; (i0, j0) is where it lies in the values and
     weights (bools as bytes). `right` holds its rows of H, packed; `corner` is memory
-    for ROWS rows of a strip of values and of weights.
+    for ROWS rows of a group of values and of weights.
     """
-    _, strips, rank, strip = right.shape
+    _, groups, rank, group = right.shape
     stride = values.shape[1]
     left = np.empty((rank, ROWS), out.dtype)
     totals = np.zeros(VECTOR_BYTES // out.itemsize)
     some_values, some_weights = corner
     for i in range(0, rows, ROWS):
         _transpose(W, k, first + i, first + rows, left)
-        for h in range(strips):
-            j = h * strip
-            strip_of_k = k * strips + h
+        for h in range(groups):
+            j = h * group
+            group_of_k = k * groups + h
             to = i * out.shape[1] + j
-            if i + ROWS <= rows and j + strip <= columns:
+            if i + ROWS <= rows and j + group <= columns:
                 place = (i0 + i) * stride + j0 + j
-                _residual_block(
+                _residual_patch(
                     left,
                     right,
-                    strip_of_k,
+                    group_of_k,
                     values,
                     weights,
                     place,
@@ -214,14 +218,14 @@ def residual(W, right, k, first, values, weights, i0, j0, rows, columns, corner,
             there = i0 + i, j0 + j, rows - i, columns - j
             _copy(values, *there, some_values)
             _copy(weights, *there, some_weights)
-            _residual_block(
+            _residual_patch(
                 left,
                 right,
-                strip_of_k,
+                group_of_k,
                 some_values,
                 some_weights,
                 0,
-                strip,
+                group,
                 out,
                 to,
                 totals,

@@ -44,7 +44,8 @@ def directions(
     p, K, width = moving.shape
     if width < shortest_row(moving.dtype):
         return strips.plain_directions(gradient, moving, last, terms, moves=moves)
-    last = np.zeros_like(moving) if last is None else last
+    if moves == 2 and last is None:
+        last = np.zeros_like(moving)
     pairs = moves * (moves + 1) // 2
     units = [np.empty(moving.shape, moving.dtype) for _ in range(moves)]
     numbers = np.empty((3 * moves + pairs, p * K))
@@ -52,7 +53,7 @@ def directions(
     _directions(
         _flat(gradient),
         _flat(moving),
-        None if moves == 1 else _flat(last),
+        None if last is None or moves == 1 else _flat(last),
         *_of_terms(terms),
         layout_of(width, moving.dtype),
         units[0].reshape(p * K, width),
@@ -61,7 +62,7 @@ def directions(
         penalty,
     )
     # The numbers of a kind lie side by side in memory, as they are worked with later.
-    kinds = np.moveaxis(numbers.reshape(-1, p, K), 0, -1)
+    kinds = np.moveaxis(numbers.reshape(3 * moves + pairs, p, K), 0, -1)
     cuts = [moves, 2 * moves, 3 * moves]
     norms, loss_slopes, penalty_slopes, curvature = np.split(kinds, cuts, axis=-1)
     return Directions(
@@ -84,7 +85,7 @@ def advance(
         _flat(moving),
         _flat(units[0]),
         None if len(units) == 1 else _flat(units[1]),
-        frozen(np.moveaxis(strides, -1, 0)).reshape(-1, p * K),
+        frozen(np.moveaxis(strides, -1, 0)).reshape(len(units), p * K),
         ridge,
         centre,
         frozen(proper[None]),
@@ -98,7 +99,8 @@ def advance(
 
 def _flat(strip: Array) -> Array:
     """Return a strip with a row for each row of each candidate."""
-    return frozen(strip).reshape(-1, strip.shape[-1])
+    p, K, width = strip.shape
+    return frozen(strip).reshape(p * K, width)
 
 
 def _of_terms(terms: Terms) -> tuple[Array, Array | None, Array | None]:
@@ -217,12 +219,12 @@ def descend(strip, hessian, slopes, ridge, lasso, lower, free, sweeps, rest):
     """Move the rows of a strip, and their slopes, in place."""
     p, candidates, width = strip.shape
     for i in range(p):
-        own = i if hessian.shape[0] > 1 else 0
+        same = i if hessian.shape[0] > 1 else 0
         for k in range(candidates):
             for _ in range(sweeps):
                 largest, size = 0.0, 0.0
                 for s in range(width):
-                    curvature = hessian[own, k, s, s] + ridge[i, k, s]
+                    curvature = hessian[same, k, s, s] + ridge[i, k, s]
                     before = strip[i, k, s]
                     if free[i, k, s] == 0.0:
                         continue
@@ -246,7 +248,7 @@ def descend(strip, hessian, slopes, ridge, lasso, lower, free, sweeps, rest):
                         largest = max(largest, abs(move))
                         strip[i, k, s] = aim
                         for t in range(width):
-                            slopes[i, k, t] += hessian[own, k, s, t] * move
+                            slopes[i, k, t] += hessian[same, k, s, t] * move
                         slopes[i, k, s] += ridge[i, k, s] * move
                 if largest <= rest * size:
                     break

@@ -37,21 +37,21 @@ def residuals(
     squares : float
         Σ M (W H − X)²
     """
-    strip = VECTORS * VECTOR_BYTES // block.values.itemsize
+    group = VECTORS * VECTOR_BYTES // block.values.itemsize
     W, H = frozen(W), frozen(H)
     loops: Any = residual
     out = None
     # Where rows or columns are too few, they are copied, with zeros beside them.
     corner = tuple(
-        None if part is None else np.zeros((ROWS, strip), part.dtype)
+        None if part is None else np.zeros((ROWS, group), part.dtype)
         for part in _parts(block)
     )
     for rows, columns, data, place in _tiles(block, W.shape[2]):
         shape = rows.stop - rows.start, columns.stop - columns.start
         if out is None:  # the first tile is the largest
-            out = np.empty((_up(shape[0], ROWS), _up(shape[1], strip)), H.dtype)
+            out = np.empty((_up(shape[0], ROWS), _up(shape[1], group)), H.dtype)
         if rows.start == 0:
-            right = _packed(H, columns, strip)
+            right = _packed(H, columns, group)
         for k in range(W.shape[1]):
             squares = loops(W, right, k, rows.start, *data, *place, *shape, corner, out)
             yield rows, columns, k, out[: shape[0], : shape[1]], squares
