@@ -128,3 +128,39 @@ def test_layouts_cover_each_number_once(width: int, dtype: Any) -> None:
         covered[start : start + len(kept)] += shares
     assert (covered == 1).all()
     assert len(starts) <= 8
+
+
+@given(
+    p=st.integers(0, 20),
+    K=st.integers(1, 3),
+    moves=st.sampled_from([1, 2]),
+    data=st.data(),
+)
+def test_lengths_and_changes_follow_the_formulas(
+    p: int, K: int, moves: int, data: Any
+) -> None:
+    """Also where rows are flat, or their plane is degenerate."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    pairs = moves * (moves + 1) // 2
+    slopes = np.moveaxis(rng.standard_normal((moves, p, K)), 0, -1)
+    root = rng.standard_normal((p, K, moves, moves))
+    root[rng.random((p, K)) < 0.3] *= 0
+    root[rng.random((p, K)) < 0.3, -1] = 0
+    square = root.swapaxes(-1, -2) @ root
+    curvature = np.stack(
+        [square[..., 0, 0], square[..., 0, -1], square[..., -1, -1]], -1
+    )
+    curvature = curvature[..., :pairs]
+    lengths = rng.standard_normal((p, K, moves))
+    if moves == 2:
+        lengths = strips.plane_lengths(slopes, curvature, 1e-9)
+        plain = strips.plane_minimum(
+            tuple(np.moveaxis(slopes, -1, 0)),
+            tuple(np.moveaxis(curvature, -1, 0)),
+            1e-9,
+        )
+        np.testing.assert_allclose(lengths, np.stack(plain, -1), rtol=1e-9, atol=1e-12)
+    found = strips.change_along(slopes, curvature, lengths)
+    rows = [strips.change_along(slopes[i], curvature[i], lengths[i]) for i in range(p)]
+    expected = np.sum(rows, axis=0) if rows else np.zeros(K)
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)

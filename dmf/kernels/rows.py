@@ -97,6 +97,20 @@ def advance(
     return Advanced(factor, move, *sums)
 
 
+def plane_lengths(slopes: Array, curvature: Array, tolerance: float) -> Array:
+    """Return the lengths of each row: see `dmf.kernels.strips.plane_lengths`."""
+    lengths = np.empty((2, *slopes.shape[:2]))
+    _plane_lengths(slopes, curvature, tolerance, lengths)
+    return np.moveaxis(lengths, 0, -1)
+
+
+def change_along(slopes: Array, curvature: Array, lengths: Array) -> Array:
+    """Return the change of each candidate: see `dmf.kernels.strips.change_along`."""
+    change = np.zeros(slopes.shape[1])
+    _change_along(slopes, curvature, lengths, change)
+    return change
+
+
 def _flat(strip: Array) -> Array:
     """Return a strip with a row for each row of each candidate."""
     p, K, width = strip.shape
@@ -193,6 +207,36 @@ def _advance(
         sums[1, k] += np.float64(dot(times(step, columns), step))
         sums[2, k] += np.float64(dot(times(there, columns), there))
         sums[3, k] += np.float64(dot(columns, zeros_in(there)))
+
+
+@compiled
+def _plane_lengths(slopes, curvature, tolerance, lengths):
+    for i in range(slopes.shape[0]):
+        for k in range(slopes.shape[1]):
+            b1, b2 = slopes[i, k, 0], slopes[i, k, 1]
+            c11, c12 = curvature[i, k, 0], curvature[i, k, 1]
+            c22 = curvature[i, k, 2]
+            determinant = c11 * c22 - c12 * c12
+            if determinant > tolerance * c11 * c22:
+                lengths[0, i, k] = (c12 * b2 - c22 * b1) / determinant
+                lengths[1, i, k] = (c12 * b1 - c11 * b2) / determinant
+            else:
+                lengths[0, i, k] = -b1 / c11 if c11 > 0 else 0.0
+                lengths[1, i, k] = 0.0
+
+
+@compiled
+def _change_along(slopes, curvature, lengths, change):
+    plane = lengths.shape[2] == 2
+    for i in range(slopes.shape[0]):
+        for k in range(slopes.shape[1]):
+            t = lengths[i, k, 0]
+            total = slopes[i, k, 0] * t + 0.5 * curvature[i, k, 0] * t * t
+            if plane:
+                u = lengths[i, k, 1]
+                total += slopes[i, k, 1] * u + 0.5 * curvature[i, k, 2] * u * u
+                total += curvature[i, k, 1] * t * u
+            change[k] += total
 
 
 @compiled

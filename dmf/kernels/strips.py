@@ -129,6 +129,82 @@ def plain_advance(
     return Advanced(factor, move, terms.value(factor), *sizes(factor, move, rank))
 
 
+def plane_lengths(slopes: Array, curvature: Array, tolerance: float) -> Array:
+    """Return the lengths along two moves to the minimum of their plane.
+
+    Parameters
+    ----------
+    slopes : array of float64, shape (..., 2)
+    curvature : array of float64, shape (..., 3)
+    tolerance : float
+        A system whose determinant is below this share is degenerate: then the first
+        move is followed alone.
+
+    Returns
+    -------
+    array of float64, shape (..., 2)
+    """
+    xp = array_namespace(slopes)
+    if is_numpy_namespace(xp) and slopes.ndim == 3:
+        from dmf.kernels import rows
+
+        return rows.plane_lengths(slopes, curvature, tolerance)
+    b1, b2 = slopes[..., 0], slopes[..., 1]
+    c11, c12, c22 = (curvature[..., k] for k in range(3))
+    return xp.stack(plane_minimum((b1, b2), (c11, c12, c22), tolerance), axis=-1)
+
+
+def plane_minimum(
+    slopes: tuple[Array, Array], curvature: tuple[Array, Array, Array], tolerance: float
+) -> tuple[Array, Array]:
+    """Return what `plane_lengths` does, by formulas on arrays."""
+    xp = array_namespace(slopes[0])
+    b1, b2 = slopes
+    c11, c12, c22 = curvature
+    determinant = c11 * c22 - c12 * c12
+    regular = determinant > tolerance * c11 * c22
+    safe = xp.where(regular, determinant, xp.ones_like(determinant))
+    first = xp.where(regular, (c12 * b2 - c22 * b1) / safe, line_minimum(b1, c11))
+    second = (c12 * b1 - c11 * b2) / safe
+    return first, xp.where(regular, second, xp.zeros_like(second))
+
+
+def line_minimum(slopes: Array, curvature: Array) -> Array:
+    """Return −b / c; 0 where there is no curvature, and so no slope either."""
+    xp = array_namespace(slopes)
+    curved = curvature > 0
+    safe = xp.where(curved, curvature, xp.ones_like(curvature))
+    return xp.where(curved, -slopes / safe, xp.zeros_like(slopes))
+
+
+def change_along(slopes: Array, curvature: Array, lengths: Array) -> Array:
+    """Return the change of quadratics: ⟨b, t⟩ + ½ ⟨t, C t⟩, with C by its pairs.
+
+    Parameters
+    ----------
+    slopes, lengths : arrays of float64, shape (p, K, k) or (K, k)
+    curvature : array of float64, shape (p, K, k(k+1)/2) or (K, k(k+1)/2)
+
+    Returns
+    -------
+    array of float64, shape (K,)
+        Summed over the rows, if there are any.
+    """
+    xp = array_namespace(slopes)
+    if is_numpy_namespace(xp) and slopes.ndim == 3:
+        from dmf.kernels import rows
+
+        return rows.change_along(slopes, curvature, lengths)
+    first = slopes[..., 0] * lengths[..., 0]
+    second = curvature[..., 0] * lengths[..., 0] ** 2
+    if lengths.shape[-1] == 2:
+        first = first + slopes[..., 1] * lengths[..., 1]
+        second = second + curvature[..., 2] * lengths[..., 1] ** 2
+        second = second + 2 * curvature[..., 1] * lengths[..., 0] * lengths[..., 1]
+    change = first + 0.5 * second
+    return xp.sum(change, axis=0) if change.ndim == 2 else change
+
+
 def sizes(factor: Array, move: Array, rank: int) -> tuple[Array, Array, Array]:
     """Return the squared norms of the move and of the factor, and the factor's zeros.
 

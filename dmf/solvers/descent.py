@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 from array_api_compat import array_namespace
 
-from dmf.kernels.strips import Directions
+from dmf.kernels.strips import Directions, change_along
 from dmf.objective import Side, Terms
 from dmf.solvers.base import HalfStep, Moved, Value, report_of
 from dmf.solvers.loss import Loss
@@ -162,7 +162,7 @@ def update(
     lengths = step.lengths(whole, round, tolerance)
     norms = directions.norms
     after = advance(moving, directions.units, lengths * norms, terms, rank=side.rank)
-    change = along(model.loss_slopes, model.loss_curvature, lengths)
+    change = change_along(model.loss_slopes, model.loss_curvature, lengths)
     in_plane = None
     if lengths.shape[-1] == 2:
         used = (lengths[..., 1] != 0) & (norms[..., 1] > 0)
@@ -172,21 +172,10 @@ def update(
         side=side,
         counts=counts,
         loss_before=loss,
-        change=xp.sum(change, axis=0) if change.ndim == 2 else change,
+        change=change,
         penalties=(directions.penalty, after.penalty),
         gradient=xp.sum(norms[..., 0] ** 2, axis=0),
         sizes=(after.move_square, after.factor_square, after.zeros),
         in_plane=in_plane,
     )
     return Moved(after.factor, (after.move,) if step.moves == 2 else None, report)
-
-
-def along(slopes: Array, curvature: Array, lengths: Array) -> Array:
-    """Return the change of a quadratic: ⟨b, t⟩ + ½ ⟨t, C t⟩, with C by its pairs."""
-    first = slopes[..., 0] * lengths[..., 0]
-    second = curvature[..., 0] * lengths[..., 0] ** 2
-    if lengths.shape[-1] == 2:
-        first = first + slopes[..., 1] * lengths[..., 1]
-        second = second + curvature[..., 2] * lengths[..., 1] ** 2
-        second = second + 2 * curvature[..., 1] * lengths[..., 0] * lengths[..., 1]
-    return first + 0.5 * second

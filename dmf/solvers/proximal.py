@@ -15,11 +15,10 @@ from typing import Any, NamedTuple
 
 from array_api_compat import array_namespace
 
-from dmf.kernels.strips import unit_rows
+from dmf.kernels.strips import plane_minimum, unit_rows
 from dmf.objective import Side, Terms
 from dmf.solvers.base import HalfStep, Moved, Value, moved, row_dots
 from dmf.solvers.loss import Loss
-from dmf.solvers.steps import plane_minimum
 
 Array = Any
 

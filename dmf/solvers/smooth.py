@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from array_api_compat import array_namespace
 
+from dmf.kernels.strips import change_along
 from dmf.objective import Side
 from dmf.penalties import Smooth
 from dmf.smoothness import Differences, differences_of
 from dmf.solvers.base import HalfStep, Halo, Moved, Value, moved, row_dots
-from dmf.solvers.descent import Quadratic, along
+from dmf.solvers.descent import Quadratic
 from dmf.solvers.loss import Loss, gram_of
 from dmf.solvers.steps import Plane
 
@@ -175,7 +176,7 @@ def update(
         terms=terms,
         counts=counts,
         loss_before=course.loss,
-        change=along(model.loss_slopes, model.loss_curvature, lengths),
+        change=change_along(model.loss_slopes, model.loss_curvature, lengths),
         gradient=course.gradient,
         in_plane=xp.full(lengths.shape[:1], float(moving.shape[0])),
         memory=(move,),
@@ -183,7 +184,7 @@ def update(
     report = result.report
     assert report is not None
     smooth_before = report.penalty_before + course.roughness
-    change = along(model.penalty_slopes, model.penalty_curvature, lengths)
+    change = change_along(model.penalty_slopes, model.penalty_curvature, lengths)
     report = report._replace(
         penalty_before=smooth_before, penalty=smooth_before + change
     )

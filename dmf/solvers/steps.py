@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from array_api_compat import array_namespace
 
+from dmf.kernels.strips import line_minimum, plane_lengths
 from dmf.solvers.descent import Quadratic
 from dmf.validation import check_real
 
@@ -88,7 +89,7 @@ class Exact:
     def lengths(self, model: Quadratic, round: int, tolerance: float) -> Array:
         slopes = model.loss_slopes + model.penalty_slopes
         curvature = model.loss_curvature + model.penalty_curvature
-        return _on_line(slopes, curvature)
+        return line_minimum(slopes, curvature)
 
 
 @dataclass(frozen=True)
@@ -115,10 +116,7 @@ class Plane:
     def lengths(self, model: Quadratic, round: int, tolerance: float) -> Array:
         slopes = model.loss_slopes + model.penalty_slopes
         curvature = model.loss_curvature + model.penalty_curvature
-        xp = array_namespace(slopes)
-        b1, b2 = slopes[..., 0], slopes[..., 1]
-        c11, c12, c22 = (curvature[..., k] for k in range(3))
-        return xp.stack(plane_minimum((b1, b2), (c11, c12, c22), tolerance), axis=-1)
+        return plane_lengths(slopes, curvature, tolerance)
 
 
 @dataclass(frozen=True)
@@ -146,29 +144,3 @@ def _normalized(model: Quadratic, length: float) -> Array:
     norm = xp.sqrt(model.gradient)
     safe = xp.where(norm > 0, norm, xp.ones_like(norm))
     return xp.where(norm > 0, length / safe, xp.zeros_like(norm))[..., None]
-
-
-def _on_line(slopes: Array, curvature: Array) -> Array:
-    """Return −b / c; 0 where there is no curvature, and so no slope either."""
-    xp = array_namespace(slopes)
-    curved = curvature > 0
-    safe = xp.where(curved, curvature, xp.ones_like(curvature))
-    return xp.where(curved, -slopes / safe, xp.zeros_like(slopes))
-
-
-def plane_minimum(
-    slopes: tuple[Array, Array], curvature: tuple[Array, Array, Array], tolerance: float
-) -> tuple[Array, Array]:
-    """Return the lengths along two moves to the minimum of their plane.
-
-    Where the system is degenerate, the first move is followed alone.
-    """
-    xp = array_namespace(slopes[0])
-    b1, b2 = slopes
-    c11, c12, c22 = curvature
-    determinant = c11 * c22 - c12 * c12
-    regular = determinant > tolerance * c11 * c22
-    safe = xp.where(regular, determinant, xp.ones_like(determinant))
-    first = xp.where(regular, (c12 * b2 - c22 * b1) / safe, _on_line(b1, c11))
-    second = (c12 * b1 - c11 * b2) / safe
-    return first, xp.where(regular, second, xp.zeros_like(second))
