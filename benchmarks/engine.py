@@ -1,8 +1,8 @@
 """What the engine costs: tasks a round, time to build them, and time a round.
 
-The bare kernels are the yardstick: for both halves gradient and curvature of each block,
-directions and advance of each strip, on two threads with nothing around them. What a
-ratio has above 1 is the engine: tasks, partial sums, lengths of steps, reports.
+The bare kernels are the yardstick: for both halves gradient and curvature of each
+block, directions and advance of each strip, on two threads with nothing around them.
+What a ratio has above 1 is the engine: tasks, partial sums, lengths of steps, reports.
 
     python -m benchmarks.engine
 """
