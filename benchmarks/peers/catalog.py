@@ -63,6 +63,7 @@ CATALOG = {
         "dmf",
         "dmf",
         (BY_COUNT + BY_FACTOR, grid(offset_ridge=(2.0, 10.0))),
+        note="its default solver, offsets of rows and columns, float32",
     ),
     "LIBMF": System(
         "libmf",

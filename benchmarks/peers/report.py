@@ -176,7 +176,7 @@ def seconds(times: list[float]) -> str:
 
 
 def ratio(value: float) -> str:
-    return f"{value:.2f}" if np.isfinite(value) else "–"
+    return f"{value:.3f}" if np.isfinite(value) else "–"
 
 
 def table(rows: list[list[str]]) -> str:
