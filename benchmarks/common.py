@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine, a clock, and a problem."""
+"""What the benchmarks share: the machine, a clock, real data, and a problem."""
 
 from __future__ import annotations
 
@@ -6,11 +6,16 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 from threadpoolctl import threadpool_info
+
+ROOT = Path(__file__).resolve().parent.parent
+# The folder of real data.
+DATA = Path(os.environ.get("DMF_DATA", ROOT.parent / "shared" / "data"))
 
 
 def print_machine() -> None:
@@ -56,18 +61,26 @@ def in_turns(calls: dict[str, Callable[[], Any]], repeat: int = 9) -> dict[str, 
     return {name: np.array(took) for name, took in times.items()}
 
 
-def power_law(m: int, n: int, stored: int, rank: int, seed: int = 0) -> Any:
-    """Return a float32 matrix of low rank, observed unevenly, with noise 0.1."""
-    rng = np.random.default_rng(seed)
+def power_law_places(
+    rng: np.random.Generator, shape: tuple[int, int], stored: int
+) -> tuple[Any, Any]:
+    """Draw the rows and columns of distinct entries, both by a power law."""
 
     def draw(length: int) -> Any:
         share = np.arange(1, length + 1.0) ** -0.8
         chosen = rng.choice(length, int(1.4 * stored), p=share / share.sum())
         return rng.permutation(length)[chosen]
 
+    m, n = shape
     places = np.unique(draw(m).astype(np.int64) * n + draw(n))
     places = rng.permutation(places)[:stored]
-    rows, columns = places // n, places % n
+    return places // n, places % n
+
+
+def power_law(m: int, n: int, stored: int, rank: int, seed: int = 0) -> Any:
+    """Return a float32 matrix of low rank, observed unevenly, with noise 0.1."""
+    rng = np.random.default_rng(seed)
+    rows, columns = power_law_places(rng, (m, n), stored)
     W = rng.standard_normal((m, rank), dtype=np.float32)
     H = rng.standard_normal((n, rank), dtype=np.float32)
     values = np.einsum("ij,ij->i", W[rows], H[columns])

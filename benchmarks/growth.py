@@ -15,8 +15,10 @@ import sys
 from typing import Any
 
 import numpy as np
+import psutil
 
 from benchmarks.common import power_law, print_machine
+from benchmarks.memory import forget_peak, peak_of
 
 RANK, ROUNDS, REPEATS = 16, 12, 3
 COLUMNS = 3000
@@ -25,49 +27,20 @@ SIZES = (330_000, 1_000_000, 3_300_000, 10_000_000)
 
 def measure(stored: int) -> dict[str, float]:
     """Fit in this process; return seconds a round, and bytes of memory added."""
-    from resource import RUSAGE_SELF, getrusage
-
     import dmf
 
     X = power_law(stored // 60, COLUMNS, stored, RANK)
     dmf.factorize(power_law(200, 100, 5000, 4), RANK, max_rounds=2, tol=0)  # compiles
-    unit = 1 if sys.platform == "darwin" else 1024
-    before = _resident()
-    _forget_peak()
+    before = psutil.Process().memory_info().rss
+    forget_peak()  # making the matrix took more than the fit will
     fit = dmf.factorize(X, RANK, max_rounds=ROUNDS, tol=0)
-    peak = unit * getrusage(RUSAGE_SELF).ru_maxrss
     return {
         "stored": X.nnz,
         "seconds": float(np.median(np.diff(fit.history.seconds[1:]))),
-        "added": _peak() - before if _peak() else peak - before,
+        "added": 2**20 * peak_of() - before,
         "data": X.nnz * 8,
-        "factors": (sum(X.shape)) * RANK * 4,
+        "factors": sum(X.shape) * RANK * 4,
     }
-
-
-def _resident() -> int:
-    import psutil
-
-    return int(psutil.Process().memory_info().rss)
-
-
-def _forget_peak() -> None:
-    """Let Linux count the peak anew: making the matrix took more than the fit."""
-    try:
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")
-    except OSError:
-        pass
-
-
-def _peak() -> int:
-    """Return the peak of the resident memory; 0 where nobody says."""
-    try:
-        with open("/proc/self/status") as file:
-            lines = dict(line.split(":", 1) for line in file)
-    except OSError:
-        return 0
-    return 1024 * int(lines["VmHWM"].split()[0])
 
 
 def in_process(stored: int) -> dict[str, Any]:

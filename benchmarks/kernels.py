@@ -29,6 +29,7 @@ from dmf.engine.grid import balanced_bounds
 from dmf.kernels import dense, sparse
 from dmf.kernels.dense import DenseBlock
 from dmf.kernels.sparse import SparseBlock
+from dmf.observed import observe
 
 SOURCE = Path(__file__).with_name("yardstick.c")
 PLAIN = ("-O3", "-march=native")
@@ -78,12 +79,16 @@ def round_of_kernels(block: SparseBlock, W: Any, H: Any) -> None:
 def strips_of(X: Any, parts: int) -> list[tuple[SparseBlock, slice]]:
     """Cut X into strips of rows that store about as much, with where they are."""
     bounds = balanced_bounds(np.diff(X.indptr), parts)
-    found = []
-    for rows in map(slice, bounds[:-1], bounds[1:]):
-        part = X[rows]
-        starts, columns = part.indptr.astype(np.int64), part.indices.astype(np.int32)
-        found.append((SparseBlock(starts, columns, part.data, None, part.shape), rows))
-    return found
+    return [
+        (observe(X[rows], None, X.dtype).block, rows)
+        for rows in map(slice, bounds[:-1], bounds[1:])
+    ]
+
+
+def side_by_side(
+    pool: ThreadPoolExecutor, strips: list[tuple[SparseBlock, slice]], W: Any, H: Any
+) -> None:
+    list(pool.map(lambda strip: round_of_kernels(strip[0], W[strip[1]], H), strips))
 
 
 def report_sparse(X: Any, libraries: dict[str, Any]) -> None:
@@ -95,12 +100,6 @@ def report_sparse(X: Any, libraries: dict[str, Any]) -> None:
     for rank in (8, 16, 18, 32, 64, 128):
         W, H = (rng.standard_normal((k, 1, rank), dtype=np.float32) for k in X.shape)
         ((one, _),), halves = strips_of(X, 1), strips_of(X, THREADS)
-
-        def side_by_side(
-            pool: Any, halves: Any = halves, W: Any = W, H: Any = H
-        ) -> None:
-            list(pool.map(lambda h: round_of_kernels(h[0], W[h[1]], H), halves))
-
         with ThreadPoolExecutor(THREADS) as pool:
             calls: dict[str, Callable[[], Any]] = {
                 "one": partial(round_of_kernels, one, W, H),

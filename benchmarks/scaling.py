@@ -91,7 +91,7 @@ def measure(X: Any, rank: int, runner: Runner, workers: int) -> list[Measured]:
         with on_grid(grid):
             ms = time_rounds(X, rank, dmf.NormalizedGradient(), runner, rounds=8)
         work = Work(X.shape, X.nnz, rank, "sparse")
-        machine = Machine(min(max(workers, 1), CORES) if workers else CORES, workers)
+        machine = Machine(min(workers or CORES, CORES), workers)
         found.append(Measured(work, grid, machine, ms / 1e3))
     return found
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import dask.array as da
@@ -203,9 +202,7 @@ def grid_of(X: Any, machine: Machine) -> Any:
 
 def test_good_chunks_are_kept() -> None:
     X = da.zeros((8000, 6000), chunks=(1000, 6000), dtype="f4")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert grid_of(X, Machine(2)).shape == (8, 1)
+    assert grid_of(X, Machine(2)).shape == (8, 1)  # a warning would be an error
 
 
 def test_a_large_chunk_is_cut_with_a_message() -> None:
@@ -263,17 +260,17 @@ def test_the_plan_outlives_the_workers_that_it_was_made_for(
 
     machines = [Machine(5, 5)]
     fetches: list[int] = []
-    losing = False
 
     class Shrinking(Threads):
         remote = True
+        losing = False
 
         def machine(self) -> Machine:
             return machines[-1]
 
         def fetch(self, leaves: Any) -> Any:
             fetches.append(1)
-            if len(fetches) == lost_in and losing:
+            if len(fetches) == lost_in and self.losing:
                 machines.append(Machine(4, 4))
                 msg = "gone"
                 raise runners.WorkersLost(msg)
@@ -286,7 +283,8 @@ def test_the_plan_outlives_the_workers_that_it_was_made_for(
     monkeypatch.setattr("dmf._candidates.choose_runner", lambda client: Shrinking())
     X = power_law(400, 300, 20_000, 4)
     fits = []
-    for losing in (False, True):  # noqa: B007 (`fetch` looks at it)
+    for losing in (False, True):
+        Shrinking.losing = losing
         fetches.clear()
         fits.append(dmf.factorize(X, 5, max_rounds=25, tol=0))
     assert len(machines) == 2

@@ -11,7 +11,6 @@ where the processes of all systems read them.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.peers.environments import PEERS, ROOT, UnavailableError
+from benchmarks.common import DATA as FOLDER
+from benchmarks.common import power_law_places
+from benchmarks.peers.environments import PEERS, UnavailableError
 
 Array = Any
 SEED = 0
@@ -58,10 +59,9 @@ class Triplets:
 
 
 def archive(name: str) -> Any:
-    folder = Path(os.environ.get("DMF_DATA", ROOT.parent / "shared" / "data"))
-    path = folder / name
+    path = FOLDER / name
     if not path.exists():
-        msg = f"there is no {name} in {folder}; name its folder in DMF_DATA"
+        msg = f"there is no {name} in {FOLDER}; name its folder in DMF_DATA"
         raise UnavailableError(msg)
     return np.load(path)
 
@@ -97,16 +97,8 @@ def power_law(
     components falling as 1/k, a third, and noise the rest.
     """
     rng = np.random.default_rng(SEED)
-
-    def draw(length: int) -> Array:
-        share = np.arange(1, length + 1.0) ** -0.8
-        chosen = rng.choice(length, int(1.4 * stored), p=share / share.sum())
-        return rng.permutation(length)[chosen]
-
+    rows, columns = power_law_places(rng, shape, stored)
     m, n = shape
-    places = np.unique(draw(m).astype(np.int64) * n + draw(n))
-    places = rng.permutation(places)[:stored]
-    rows, columns = places // n, places % n
     sizes = 1 / np.arange(1.0, rank + 1)
     sizes *= 0.6 / np.linalg.norm(sizes)
     W, H = (rng.standard_normal((length, rank)) for length in shape)

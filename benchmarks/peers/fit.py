@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.memory import peak_of
 from benchmarks.peers.systems import SYSTEMS, Options, Ratings, spark_session
 
 Array = Any
@@ -117,24 +118,11 @@ def points(request: Request) -> Iterator[Point]:
 
 def peak_mb(request: Request) -> float:
     """Return the peak resident memory, in MB; for Spark with the Java process's."""
-    peak = peak_of("self")
+    peak = peak_of()
     if request.system == "Spark ALS":
         context = spark_session(request.threads).sparkContext
         peak += peak_of(str(context._gateway.proc.pid))
     return peak
-
-
-def peak_of(process: str) -> float:
-    # The peak that getrusage knows was, on Linux, inherited from the parent process.
-    status = Path("/proc") / process / "status"
-    if status.exists():
-        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        return int(lines["VmHWM"].split()[0]) / 1024
-    # Imported here because Windows has no such module.
-    import resource
-
-    unit = 1 << 20 if sys.platform == "darwin" else 1 << 10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def main() -> None:

@@ -129,10 +129,6 @@ class Work:
         numbers = self.itemsize * (2 if self.weighted else 1)
         return numbers + (4 if self.kind == "sparse" else 1)
 
-    @property
-    def factor_bytes(self) -> int:
-        return sum(self.shape) * self.width * self.itemsize
-
 
 class Cost(NamedTuple):
     """Seconds a round."""

@@ -326,14 +326,11 @@ def _grid_of_chunks(X: Any, work: Work, machine: Machine) -> Grid:
     """
     from dask.array import PerformanceWarning
 
-    chunks = X.chunks
-    own, best = (
-        Grid(*(merged_bounds(c, parts) for c, parts in zip(chunks, shape, strict=True)))
-        for shape in (X.numblocks, ranked_grids(work, machine)[0])
-    )
+    own = _of_whole_chunks(X, X.numblocks)
     flaw = None if work.kind == "sparse" else flaw_of(work, own, machine)
     if flaw is None:
         return own
+    best = _of_whole_chunks(X, ranked_grids(work, machine)[0])
     if flaw_of(work, best, machine) is not None:
         best = _even_grid(work, machine)  # whole chunks won't do: cut them
     if flaw.matters:
@@ -344,6 +341,11 @@ def _grid_of_chunks(X: Any, work: Work, machine: Machine) -> Grid:
         )
         warnings.warn(msg, PerformanceWarning, stacklevel=2)
     return best
+
+
+def _of_whole_chunks(X: Any, shape: tuple[int, int]) -> Grid:
+    pairs = zip(X.chunks, shape, strict=True)
+    return Grid(*(merged_bounds(lengths, parts) for lengths, parts in pairs))
 
 
 def _count(

@@ -110,7 +110,6 @@ class Loop:
                 )
                 raise ClusterError(msg) from error
         except KeyboardInterrupt:
-            self._ahead = None
             reached = self._state
             if reached is None and self._snapshot is not None:
                 reached = self._snapshot[0]
@@ -152,8 +151,6 @@ class Loop:
             for k, records in told.items()
             if (round := first_explosion(records)) is not None
         }
-        if exploded:
-            self._ahead = None
         for k, round in exploded.items():
             # Run the batch again, up to the round before the one that exploded.
             whole = round - state.round - 1
@@ -181,8 +178,6 @@ class Loop:
         if self._halt is not None and self._halt <= after.round:
             self._stopped = True
             endings = dict.fromkeys(self._alive, "stopped")
-        if endings:
-            self._ahead = None
         self._retire(after, endings)
         self._drop_losers(after.round)
         if after.round // SNAPSHOT_EVERY > state.round // SNAPSHOT_EVERY:
@@ -322,6 +317,8 @@ class Loop:
 
     def _retire(self, state: State, endings: dict[int, Code]) -> None:
         """Let candidates end with the factors of a state, or with their best ones."""
+        if endings:
+            self._ahead = None  # it runs with candidates that have come to their end
         for k, code in endings.items():
             kept = state
             best = self._best.get(k)

@@ -103,9 +103,9 @@ class Threads:
         if chosen is None:
             # At once: what a collection goes through first takes longer than small
             # rounds, and imports distributed to look for a client.
+            get: Any = dask.threaded.get
             with _interrupts_kept():
-                values: Any = dask.threaded.get(graph, keys)  # type: ignore[arg-type]
-            return dict(zip(keys, values, strict=True))
+                return dict(zip(keys, get(graph, keys), strict=True))
         (done,) = persist(Tasks(graph, keys), scheduler=chosen)
         return {key: done.graph[key] for key in keys}
 

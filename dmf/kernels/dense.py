@@ -16,6 +16,7 @@ from typing import Any
 from array_api_compat import array_namespace, is_cupy_namespace, is_numpy_namespace
 
 from dmf.kernels.coordinates import descend_coordinates as descend_coordinates
+from dmf.kernels.strips import PAIRS
 from dmf.kernels.strips import advance as advance
 from dmf.kernels.strips import directions as directions
 
@@ -171,8 +172,7 @@ def gram(block: DenseBlock, fixed: Array, axis: int) -> Array:
     weights = block.weights if axis == 0 else block.weights.T
     result = xp.zeros((length, candidates * rank * rank), dtype=fixed.dtype)
     step = max(1, TILE_BYTES // (candidates * rank * rank * 8))
-    for start in range(0, others, step):
-        rows = slice(start, min(start + step, others))
+    for rows in cuts(others, step):
         part = fixed[rows, :, :]
         outer = part[:, :, :, None] * part[:, :, None, :]
         outer = xp.reshape(outer, (outer.shape[0], -1))
@@ -202,10 +202,6 @@ def errors(block: DenseBlock, W: Array, H: Array) -> Array:
         result[k, 0] += squares
         result[k, 1] += _sum_of_sizes(xp, weighted)
     return result
-
-
-# Moves -> how many second derivatives a plane of so many moves has.
-PAIRS = {1: 1, 2: 3}
 
 
 def _residuals(
@@ -283,10 +279,10 @@ def _add_complete_curvature(
     rank = fixed.shape[2]
     for k in range(fixed.shape[1]):
         gram = xp.zeros((rank, rank), dtype=xp.float64)
-        for rows in _parts(fixed):
+        for rows in cuts(fixed.shape[0], TILE_ROWS[1]):
             part = wide(fixed, rows, k)
             gram += part.T @ part
-        for rows in _parts(moves[0]):
+        for rows in cuts(moves[0].shape[0], TILE_ROWS[1]):
             parts = [wide(move, rows, k) for move in moves]
             pair = 0
             for a, first in enumerate(parts):
@@ -296,13 +292,6 @@ def _add_complete_curvature(
                     pair += 1
 
 
-def _parts(factor: Array) -> Iterator[slice]:
-    """Cut the rows of a factor, so that no copy of the whole is made."""
-    largest = TILE_ROWS[1]
-    for start in range(0, factor.shape[0], largest):
-        yield slice(start, min(start + largest, factor.shape[0]))
-
-
 def _row_sums(xp: Any, left: Array, right: Array) -> Array:
     """Return the sums of left * right over each row, in float64.
 
@@ -310,8 +299,7 @@ def _row_sums(xp: Any, left: Array, right: Array) -> Array:
     """
     p, q = left.shape
     sums = xp.zeros(p, dtype=xp.float64)
-    for start in range(0, q, SUM_COLUMNS):
-        columns = slice(start, min(start + SUM_COLUMNS, q))
+    for columns in cuts(q, SUM_COLUMNS):
         part = xp.vecdot(left[:, columns], right[:, columns])
         sums += xp.astype(part, xp.float64)
     return sums
@@ -324,8 +312,13 @@ def tiles(block: DenseBlock) -> Iterator[slice]:
     xp = array_namespace(block.values)
     row_bytes = max(1, q * xp.finfo(block.values.dtype).bits // 8)
     step = min(max(TILE_BYTES // row_bytes, smallest), largest)
-    for start in range(0, p, step):
-        yield slice(start, min(start + step, p))
+    yield from cuts(p, step)
+
+
+def cuts(length: int, step: int) -> Iterator[slice]:
+    """Cut a length into slices of a step, the last one shorter if need be."""
+    for start in range(0, length, step):
+        yield slice(start, min(start + step, length))
 
 
 def _tiles_of_candidates(

@@ -19,7 +19,6 @@ from numba.core.errors import TypingError
 
 from dmf.kernels.vectors import (
     CACHE_LINE,
-    FASTMATH,
     compiled,
     intrinsic,
     prefetch_address,
@@ -92,7 +91,7 @@ def _residual_patch(
             return builder.load(builder.bitcast(address, kind.as_pointer()), align=1)
 
         def add_product(total, a, b):
-            return builder.fadd(total, builder.fmul(a, b, FASTMATH), FASTMATH)
+            return builder.fadd(total, builder.fmul(a, b))
 
         rank = cgutils.unpack_tuple(builder, array(0).shape)[0]
         left_start = array(0).data
@@ -146,7 +145,7 @@ def _residual_patch(
         for m, row in enumerate(products):
             for v, product in enumerate(row):
                 at = builder.add(builder.mul(stride, index(m)), index(v * lanes))
-                difference = builder.fsub(product, load(X, at), FASTMATH)
+                difference = builder.fsub(product, load(X, at))
                 weighted = difference
                 if M is not None and weights.dtype == types.uint8:
                     mask = load(M, at, ir.VectorType(ir.IntType(8), lanes))
@@ -156,7 +155,7 @@ def _residual_patch(
                     difference = builder.select(observed, difference, zero)
                     weighted = difference
                 elif M is not None:
-                    weighted = builder.fmul(difference, load(M, at), FASTMATH)
+                    weighted = builder.fmul(difference, load(M, at))
                 total = add_product(total, weighted, difference)
                 at = builder.add(builder.mul(out_stride, index(m)), index(v * lanes))
                 address = builder.gep(T, [at])

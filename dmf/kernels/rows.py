@@ -13,7 +13,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from dmf.kernels import strips
-from dmf.kernels.strips import Advanced, Directions
+from dmf.kernels.strips import PAIRS, Advanced, Directions
 from dmf.kernels.vectors import (
     blank,
     compiled,
@@ -46,7 +46,7 @@ def directions(
         return strips.plain_directions(gradient, moving, last, terms, moves=moves)
     if moves == 2 and last is None:
         last = np.zeros_like(moving)
-    pairs = moves * (moves + 1) // 2
+    pairs = PAIRS[moves]
     units = [np.empty(moving.shape, moving.dtype) for _ in range(moves)]
     numbers = np.empty((3 * moves + pairs, p * K))
     penalty = np.zeros(K)

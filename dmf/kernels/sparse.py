@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmf.kernels.coordinates import descend_coordinates as descend_coordinates
+from dmf.kernels.strips import PAIRS
 from dmf.kernels.strips import advance as advance
 from dmf.kernels.strips import directions as directions
 from dmf.kernels.vectors import (
@@ -123,7 +124,7 @@ def curvature(
         _entries(block),
         _alpha(block, np.dtype(np.float64)),
     )
-    pairs = 1 if len(moves) == 1 else 3
+    pairs = PAIRS[len(moves)]
     result = np.zeros((fixed.shape[1], block.shape[axis], pairs))
     both = [_each(moves[0]), _each(moves[-1])]
     for D, S, F, C in zip(*both, _each(fixed), result, strict=True):

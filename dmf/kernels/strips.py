@@ -13,6 +13,9 @@ from array_api_compat import array_namespace, is_numpy_namespace
 Array = Any
 Terms = Any  # dmf.objective.Terms
 
+# Moves -> how many second derivatives a plane of so many moves has.
+PAIRS = {1: 1, 2: 3}
+
 
 class Directions(NamedTuple):
     """Where the rows of a strip may go, and how the objective begins to change there.

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dmf.kernels.dense import cuts
 from dmf.kernels.registers import ROWS, VECTOR_BYTES, VECTORS, pack, residual
 from dmf.kernels.vectors import compiled, frozen
 
@@ -26,16 +27,9 @@ SUM_TERMS = 512
 def residuals(
     block: Any, W: Array, H: Array
 ) -> Iterator[tuple[slice, slice, int, Array, float]]:
-    """Go through the tiles of a block, and through the candidates on each of them.
+    """Go through the tiles of a block: what `dmf.kernels.dense` yields of them.
 
-    Yields
-    ------
-    rows, columns : slices
-    k : int
-    weighted : array
-        M (W H − X) on the tile, until the next one is asked for.
-    squares : float
-        Σ M (W H − X)²
+    The weighted residual is good until the next tile is asked for.
     """
     group = VECTORS * VECTOR_BYTES // block.values.itemsize
     W, H = frozen(W), frozen(H)
@@ -104,8 +98,8 @@ def _tiles(
     data = _frozen(parts) if whole else ()
     p, q = block.shape
     height = TILE_ROWS[rank >= MORE_ROWS_FROM_RANK]
-    for columns in _cuts(q, TILE_ROW_BYTES // block.values.itemsize):
-        for rows in _cuts(p, height):
+    for columns in cuts(q, TILE_ROW_BYTES // block.values.itemsize):
+        for rows in cuts(p, height):
             if whole:
                 yield rows, columns, data, (rows.start, columns.start)
                 continue
@@ -123,11 +117,6 @@ def _parts(block: Any) -> tuple[Array, Array | None]:
 
 def _frozen(parts: Iterable[Array | None]) -> tuple[Array | None, ...]:
     return tuple(None if part is None else frozen(part) for part in parts)
-
-
-def _cuts(length: int, step: int) -> Iterator[slice]:
-    for start in range(0, length, step):
-        yield slice(start, min(start + step, length))
 
 
 def _packed(factor: Array, rows: slice, width: int) -> Array:

@@ -26,16 +26,16 @@ from numba.extending import intrinsic as _untyped_intrinsic
 from numba.extending import models, register_model
 from numpy.typing import NDArray
 
-# Sums may be reordered so that they vectorise; NaN and inf keep their meaning.
-FASTMATH = ("reassoc", "contract", "nsz")
 # What a vector register of most processors holds.
 REGISTER_BYTES = 32
 # More vectors than this don't stay in registers anyway: they get longer instead.
 MOST_VECTORS = 8
 CACHE_LINE = 64
 
-# No lock on the interpreter while they run, and cached on disk.
-compiled = njit(nogil=True, cache=True, fastmath=set(FASTMATH))
+# No lock on the interpreter while they run, and cached on disk. Sums may be reordered
+# so that they vectorise; NaN and inf keep their meaning. Numba says so of each
+# instruction, also of those that are written here.
+compiled = njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
 
 intrinsic: Any = _untyped_intrinsic  # for mypy: it keeps the first argument to itself
 
@@ -189,7 +189,7 @@ def _operator(instruction: str) -> Callable[..., Any]:
                 others = cgutils.unpack_tuple(builder, arguments[1])
             operate = getattr(builder, instruction)
             pairs = zip(parts, others, strict=True)
-            results = [operate(a, b, flags=FASTMATH) for a, b in pairs]
+            results = [operate(a, b) for a, b in pairs]
             return context.make_tuple(builder, row, results)
 
         return row(row, row.dtype.dtype if number else other), generate
@@ -212,7 +212,7 @@ def plus_scaled(typing, row, scale, other):
         )
         factor = spread(builder, arguments[1], parts[0].type)
         sums = [
-            builder.fadd(part, builder.fmul(factor, b, flags=FASTMATH), flags=FASTMATH)
+            builder.fadd(part, builder.fmul(factor, b))
             for part, b in zip(parts, others, strict=True)
         ]
         return context.make_tuple(builder, row, sums)
@@ -308,10 +308,8 @@ def _dot(builder: Any, first: list[Any], second: list[Any]) -> Any:
     """Return the sum of the products: vectors are added up, then halved to the end."""
     total = None
     for a, b in zip(first, second, strict=True):
-        product = builder.fmul(a, b, flags=FASTMATH)
-        total = (
-            product if total is None else builder.fadd(total, product, flags=FASTMATH)
-        )
+        product = builder.fmul(a, b)
+        total = product if total is None else builder.fadd(total, product)
     assert total is not None
     while total.type.count > 1:
         half = total.type.count // 2
@@ -319,7 +317,7 @@ def _dot(builder: Any, first: list[Any], second: list[Any]) -> Any:
             builder.shuffle_vector(total, total, _positions(start, half))
             for start in (0, half)
         ]
-        total = builder.fadd(*halves, flags=FASTMATH)
+        total = builder.fadd(*halves)
     return builder.extract_element(total, ir.IntType(32)(0))
 
 
