@@ -34,8 +34,11 @@ if TYPE_CHECKING:
 Array = Any
 Callback = Callable[[Record], Any]
 
-# penalty="auto": the strength of the ridge, in units of the data's standard deviation.
+# penalty="auto": the strength of the ridge for each entry of a row, in units of the
+# data's standard deviation, and how many more entries it acts as if every row had. Rows
+# with few entries would follow their noise without those.
 AUTO_STRENGTH = 0.02
+AUTO_ENTRIES = 100
 # offset_penalty="auto": the noise's variance over that of the offsets, in most data.
 AUTO_OFFSET = 2.0
 
@@ -161,7 +164,8 @@ def _objective(
                 resolved[key] = Ridge(0.0)
             elif isinstance(given, str):
                 strength = AUTO_STRENGTH * data.totals.deviation
-                resolved[key] = Ridge(strength, by_count=True)
+                shared = Ridge(AUTO_ENTRIES * strength)
+                resolved[key] = Ridge(strength, by_count=True) + shared
             else:
                 resolved[key] = given
         return resolved[key]

@@ -85,6 +85,8 @@ class Ridge(_Strength):
         is scaled by n_i, the number of observed entries of row i of X (of column j, for
         H). That is the usual choice for ratings, where some rows have thousands of
         entries and others three: it keeps the balance of loss and penalty the same.
+        The sum ``Ridge(λ, by_count=True) + Ridge(30 * λ)``, as if every row had 30
+        entries more, is often better yet: rows with few entries need it most.
 
     Raises
     ------

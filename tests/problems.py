@@ -156,7 +156,7 @@ def plain_objective(
     for axis, ridge in enumerate(ridges):
         if ridge is not None:
             counts = np.sum(M > 0, axis=1 - axis)
-            strengths[axis] = ridge.strength * (counts if ridge.by_count else 1)
+            strengths[axis] = ridge.ridge(counts.astype(float))
     W, H = (np.asarray(factor, dtype=float) for factor in (fit.W, fit.H))
     pair = (strengths[0], strengths[1])
     return objective(problem.truth.astype(float), M.astype(float), W, H, pair)

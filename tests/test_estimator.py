@@ -42,7 +42,7 @@ def form_of(problem: Problem, form: str, chunks: Any = (10, 8)) -> Any:
     return stored.map_blocks(sp.csr_array, meta=sp.csr_array((0, 0)))
 
 
-def least_squares(X: Array, M: Array, H: Array, ridge: dmf.Ridge) -> Array:
+def least_squares(X: Array, M: Array, H: Array, ridge: dmf.Penalty) -> Array:
     """Return, row by row, argmin ½ Σ_j M_j (w H_j − X_j)² + ½ λ ‖w‖²."""
     rank = H.shape[0]
     W = np.zeros((len(X), rank))
@@ -51,7 +51,7 @@ def least_squares(X: Array, M: Array, H: Array, ridge: dmf.Ridge) -> Array:
         if not len(observed):
             continue
         root = np.sqrt(weights[observed].astype(float))
-        strength = ridge.strength * (len(observed) if ridge.by_count else 1)
+        strength = ridge.ridge(np.array([float(len(observed))]))[0]
         system = np.vstack(
             [root[:, None] * H[:, observed].T, strength**0.5 * np.eye(rank)]
         )

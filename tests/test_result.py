@@ -136,9 +136,10 @@ def test_what_a_factorization_holds() -> None:
     assert fit.objectives == (fit.objective,)
     assert isinstance(fit.W, np.ndarray)
     deviation = np.nanstd(low_rank().nan)
+    counts = np.array([0.0, 1, 100])
     for auto in fitted().penalty:
-        assert auto.by_count
-        assert auto.strength == pytest.approx(0.02 * deviation)
+        strengths = 0.02 * deviation * (counts + 100)
+        assert auto.ridge(counts) == pytest.approx(strengths)
 
 
 # What the history says is true: compare with the formulas, written plainly.

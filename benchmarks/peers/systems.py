@@ -49,12 +49,13 @@ def dmf(ratings: Ratings, options: Options) -> Predict:
 
     dask.config.set(num_workers=options.threads)
     own = options.own
+    shared = own["ridge"] * own.get("entries", 0)
     X = sp.coo_array((ratings.values, (ratings.rows, ratings.columns)), ratings.shape)
     fit = dmf.factorize(
         X,
         options.rank,
         offsets="both",
-        penalty=dmf.Ridge(own["ridge"], by_count=own["by_count"]),
+        penalty=dmf.Ridge(own["ridge"], by_count=own["by_count"]) + dmf.Ridge(shared),
         offset_penalty=dmf.Ridge(own["offset_ridge"]),
         max_rounds=options.iterations,
         tol=0,
