@@ -27,6 +27,7 @@ bench: $(VENV)/.dev
 
 # Takes an hour or more, installs other libraries into .peers, writes benchmarks/results.
 bench-full: bench
+	$(MEASURE) benchmarks.engine --large
 	$(MEASURE) benchmarks.model
 	$(MEASURE) benchmarks.growth
 	$(MEASURE) benchmarks.scaling

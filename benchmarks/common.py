@@ -34,31 +34,32 @@ def print_machine() -> None:
     )
 
 
+def seconds_of(call: Callable[[], Any]) -> float:
+    """Return how long a call takes."""
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
 def median_ms(function: Callable[[], Any], repeat: int = 15) -> float:
     """Return the median time of a call in milliseconds, after one to warm up."""
     function()
-    times = []
-    for _ in range(repeat):
-        began = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - began)
-    return 1e3 * float(np.median(times))
+    return 1e3 * float(np.median([seconds_of(function) for _ in range(repeat)]))
 
 
-def in_turns(calls: dict[str, Callable[[], Any]], repeat: int = 9) -> dict[str, Any]:
+def in_turns(
+    calls: dict[str, Callable[[], Any]],
+    repeat: int = 9,
+    clock: Callable[[Callable[[], Any]], float] = seconds_of,
+) -> dict[str, Any]:
     """Return the seconds of each call, repeated in turns, after one to warm up.
 
     On a machine with other users, times that were taken side by side can be divided.
     """
-    times: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         call()
-    for _ in range(repeat):
-        for name, call in calls.items():
-            began = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - began)
-    return {name: np.array(took) for name, took in times.items()}
+    times = [[clock(call) for call in calls.values()] for _ in range(repeat)]
+    return dict(zip(calls, np.array(times).T, strict=True))
 
 
 def power_law_places(

@@ -4,22 +4,23 @@ The bare kernels are the yardstick: for both halves gradient and curvature of ea
 block, directions and advance of each strip, on two threads with nothing around them.
 What a ratio has above 1 is the engine: tasks, partial sums, lengths of steps, reports.
 
-    python -m benchmarks.engine
+    python -m benchmarks.engine [--large]
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import pairwise, product
+from itertools import product
 from typing import Any
 
 import numpy as np
 
 import dmf
-from benchmarks.common import median_ms, power_law, print_machine
+from benchmarks.common import in_turns, median_ms, power_law, print_machine, seconds_of
 from dmf.engine.data import Data, load
 from dmf.engine.endings import Rules
 from dmf.engine.loop import Loop
@@ -28,6 +29,7 @@ from dmf.engine.runner import Cluster, Runner, Threads
 from dmf.init import RandomStart
 from dmf.objective import Objective, Side
 
+ROUNDS = 8  # that are timed at once
 RIDGE = dmf.Ridge(0.1)
 SOLVERS = {
     "row, plane": dmf.NormalizedGradient(),
@@ -35,35 +37,60 @@ SOLVERS = {
 }
 
 
+def strips_of(state: State) -> list[list[tuple[Any, Any]]]:
+    """Return the strips of both factors, each with another array as a last move."""
+    return [
+        [
+            (strip, strip[::-1].copy())
+            for strip in (state.leaves[k].factor for k in keys)
+        ]
+        for keys in state.strips
+    ]
+
+
 def bare_kernels(
-    data: Data, state: State, objective: Objective, pool: ThreadPoolExecutor
+    data: Data, strips: Any, objective: Objective, pool: ThreadPoolExecutor
 ) -> None:
     """Run the kernels of a round of the row-plane solver, and nothing else."""
     kernels = data.kernels
-    factors = [[state.leaves[key].factor for key in keys] for keys in state.strips]
     places = list(product(*map(range, data.grid.shape)))
 
     def passes(kernel: str, axis: int, place: tuple[int, int]) -> None:
         i, j = place
         block = data.leaves[data.block(0).key(i, j)].block
-        moving, fixed = factors[axis][place[axis]], factors[1 - axis][place[1 - axis]]
+        moving, last = strips[axis][place[axis]]
+        fixed, _ = strips[1 - axis][place[1 - axis]]
         if kernel == "gradient":
             kernels.gradient(block, moving, fixed, axis)
         else:
-            kernels.curvature(block, (moving, moving), fixed, axis)
+            kernels.curvature(block, (moving, last), fixed, axis)
 
     def strip(axis: int, i: int) -> None:
-        moving = factors[axis][i]
+        moving, last = strips[axis][i]
         counts = data.leaves[data.counts(axis).key(i, 0)]
         side = objective.sides[axis]
         terms = side.terms(moving, counts, np.zeros(moving.shape[1]))
-        found = kernels.directions(moving, moving, moving, terms, moves=2)
+        found = kernels.directions(moving, moving, last, terms, moves=2)
         kernels.advance(moving, found.units, found.norms, terms, rank=side.rank)
 
     for axis in (0, 1):
         list(pool.map(partial(passes, "gradient", axis), places))
         list(pool.map(partial(passes, "curvature", axis), places))
         list(pool.map(partial(strip, axis), range(data.grid.shape[axis])))
+
+
+def run_bare(*arguments: Any) -> float:
+    """Return the median seconds of the bare kernels."""
+    return float(
+        np.median(
+            [seconds_of(partial(bare_kernels, *arguments)) for _ in range(ROUNDS)]
+        )
+    )
+
+
+def _own_seconds(call: Callable[[], float]) -> float:
+    """Return what a call says of itself: rounds are timed inside a fit."""
+    return call()
 
 
 def objective_of(rank: int) -> Objective:
@@ -77,17 +104,14 @@ def start_of(rank: int) -> Any:
     return partial(start_state, start=start, objective=objective_of(rank))
 
 
-def time_rounds(
-    X: Any, rank: int, solver: Any, runner: Runner, rounds: int = 12
-) -> float:
-    """Return the median milliseconds of a round."""
+def run_rounds(data: Data, rank: int, solver: Any, runner: Runner) -> float:
+    """Return the median seconds of a round."""
     times: list[float] = []
 
     def watch(record: dmf.Record) -> bool:
         times.append(record.seconds)
         return False
 
-    data = load(X, None, rank, runner)
     with runner.session():
         Loop(
             data,
@@ -96,40 +120,48 @@ def time_rounds(
             solver,
             objective_of(rank),
             runner,
-            Rules(max_rounds=rounds, tol=0.0),
+            Rules(max_rounds=ROUNDS, tol=0.0),
             watch,
         ).run()
-    steps = sorted(b - a for a, b in pairwise(times[1:]))
-    return 1e3 * steps[len(steps) // 2]
+    return float(np.median(np.diff(times)[1:]))
 
 
-def report(X: Any, rank: int, client: Any) -> None:
-    threads = Threads()
-    data = load(X, None, rank, threads)
-    state = start_of(rank)(data, threads)
+def report(X: Any, rank: int, client: Any, repeat: int = 5) -> None:
+    """Print what a round takes, in turns with the bare kernels on the same data."""
+    runners: dict[str, Runner] = {"threads": Threads(), "2 processes": Cluster(client)}
+    loaded = {name: load(X, None, rank, runner) for name, runner in runners.items()}
+    data = loaded["threads"]
+    state = start_of(rank)(data, runners["threads"])
     P, Q = data.grid.shape
     m, n = X.shape
     print(f"\n{m} × {n}, {X.nnz / 1e6:.2f} M observed, rank {rank}: {P} × {Q} blocks")
-    for count in (1, 2):
-        with ThreadPoolExecutor(count) as pool:
-            run = partial(bare_kernels, data, state, objective_of(rank), pool)
-            bare = median_ms(run, 7)
-        print(f"  bare kernels, {count} thread(s)         {bare:8.1f} ms")
     for name, solver in SOLVERS.items():
-
-        def build(solver: Any = solver) -> Any:
-            return build_rounds(data, state, solver, objective_of(rank), 1)
-
+        build = partial(build_rounds, data, state, solver, objective_of(rank), 1)
         tasks = len(build()[0]) - len(data.leaves) - len(state.leaves)
         print(
             f"  {name}: {tasks} tasks a round (bound "
             f"{2 * (2 * P * Q + 2 * (P + Q))}), built in {median_ms(build):.2f} ms"
         )
-        for place, runner in (("threads", threads), ("2 processes", Cluster(client))):
-            took = time_rounds(X, rank, solver, runner)
-            print(
-                f"    a round on {place:<12} {took:19.1f} ms  {took / bare:5.2f} × bare"
+    with ThreadPoolExecutor(2) as two, ThreadPoolExecutor(1) as one:
+        calls = {
+            f"bare kernels, {count} thread(s)": partial(
+                run_bare, data, strips_of(state), objective_of(rank), pool
             )
+            for count, pool in ((2, two), (1, one))
+        }
+        for place, runner in runners.items():
+            for name, solver in SOLVERS.items():
+                calls[f"{name}, {place}"] = partial(
+                    run_rounds, loaded[place], rank, solver, runner
+                )
+        times = in_turns(calls, repeat, clock=_own_seconds)
+    bare = next(iter(times.values()))
+    for name, took in times.items():
+        ratio = np.median(took / bare)
+        print(f"    {name:<28}{1e3 * np.median(took):9.1f} ms  {ratio:5.2f} × bare")
+    for name in SOLVERS:
+        ratio = np.median(times[f"{name}, 2 processes"] / times[f"{name}, threads"])
+        print(f"    {name}: 2 processes / threads {ratio:.2f}")
 
 
 def report_import() -> None:
@@ -155,6 +187,9 @@ def main() -> None:
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
+        if "--large" in sys.argv[1:]:
+            report(power_law(300_000, 60_000, 31_000_000, 32), 32, client, repeat=3)
+            return
         report(power_law(900, 1600, 80_000, 16), 16, client)
         report(power_law(6000, 3000, 800_000, 16), 16, client)
         report(power_law(60_000, 20_000, 3_450_000, 16), 16, client)

@@ -24,7 +24,7 @@ from scipy.optimize import nnls
 
 import dmf
 from benchmarks.common import power_law, print_machine
-from benchmarks.engine import time_rounds
+from benchmarks.engine import run_rounds
 from dmf.engine.cost import (
     SPARSE,
     Cost,
@@ -35,6 +35,7 @@ from dmf.engine.cost import (
     on_cluster,
     tasks_of,
 )
+from dmf.engine.data import load
 from dmf.engine.grid import ranked_grids
 from dmf.engine.runner import Cluster, Runner, Threads
 
@@ -89,10 +90,11 @@ def measure(X: Any, rank: int, runner: Runner, workers: int) -> list[Measured]:
         if workers == 0 and grid == (4, 4) and X.nnz < 1_000_000:
             continue
         with on_grid(grid):
-            ms = time_rounds(X, rank, dmf.NormalizedGradient(), runner, rounds=8)
+            data = load(X, None, rank, runner)
+        seconds = run_rounds(data, rank, dmf.NormalizedGradient(), runner)
         work = Work(X.shape, X.nnz, rank, "sparse")
         machine = Machine(min(workers or CORES, CORES), workers)
-        found.append(Measured(work, grid, machine, ms / 1e3))
+        found.append(Measured(work, grid, machine, seconds))
     return found
 
 

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dmf._checkpoint import Keep, Saved, described
 from dmf.engine.arrays import factor_of, level_of, offsets_of
+from dmf.engine.checkpoint import fingerprint
 from dmf.engine.data import Data, load
 from dmf.engine.endings import Outcome, Rules
 from dmf.engine.kinds import is_dask
@@ -80,6 +82,7 @@ class Settings:
     callbacks: tuple[Callback, ...]
     progress: bool | None
     start: GivenStart | None = None
+    checkpoint: Keep | None = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,11 @@ def fit_candidates(
     runner = choose_runner(settings.client)
     widest = max(candidate.rank for candidate in candidates)
     with runner.session(), ExitStack() as stack:
+        machine = runner.machine()
+        saved = None
+        if settings.checkpoint is not None:
+            saved = Saved(settings.checkpoint, runner)
+            machine = saved.machine(machine)
         reload = partial(
             load,
             X,
@@ -115,7 +123,7 @@ def fit_candidates(
             unobserved=settings.unobserved_weight,
             validation=settings.validation,
             # Of the cluster as it is now: workers that are lost later change no plan.
-            machine=runner.machine(),
+            machine=machine,
         )
         data = reload()
         check_scale(data.totals.mean_square**0.5, data.dtype)
@@ -124,6 +132,11 @@ def fit_candidates(
         objective = _objective(data, candidates, settings)
         _check_strips(data, objective)
         start = settings.start or _random_start(data, candidates, settings)
+        checkpoints, reached = None, None
+        if saved is not None:
+            checkpoints = saved.checkpoints
+            settled = described(candidates, settings, start)
+            reached = saved.reached(machine, settled, fingerprint(data, runner))
         loop = Loop(
             data,
             reload,
@@ -133,6 +146,8 @@ def fit_candidates(
             runner,
             settings.rules,
             watch=partial(_watch, (bar.show, *settings.callbacks)),
+            checkpoints=checkpoints,
+            reached=reached,
         )
         outcomes = loop.run()
         return [

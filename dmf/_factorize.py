@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from datetime import timedelta
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from dmf._candidates import Callback, Candidate, best_of, fit_candidates
@@ -47,6 +49,9 @@ def factorize(
     client: Client | None = None,
     callbacks: Iterable[Callback] = (),
     progress: bool | None = None,
+    checkpoint: str | PathLike[str] | None = None,
+    checkpoint_every: int | timedelta | None = None,
+    resume: bool = False,
 ) -> Factorization:
     """Factorize a matrix with missing entries: X ≈ μ + b + c + W H where X is observed.
 
@@ -127,6 +132,17 @@ def factorize(
     progress : bool, optional
         A line with round, objective, RMSE, gradient and the time left at most. Default:
         only if standard error is a terminal.
+    checkpoint : str or path, optional
+        A folder, or a URL that fsspec knows, to save how far the fit has come: all that
+        it needs to go on, as numbered versions, the last two of them kept. On a cluster
+        workers write them, and the scheduler may then forget what led there.
+    checkpoint_every : int or timedelta, optional
+        Save whenever so many rounds are done, or so much time has gone by. Default: 20
+        rounds. It is saved at the end, and at Ctrl-C, too.
+    resume : bool, default False
+        Go on from the last version in `checkpoint`, with the same bits as if the fit
+        had never stopped; one that is damaged is passed over, with a warning. With none
+        there yet, the fit begins. A fit that was at its end returns its result.
 
     Returns
     -------
@@ -137,7 +153,10 @@ def factorize(
     ValueError, TypeError
         Bad input, in one sentence that names the value and the way out: before any task
         is submitted, except for values inside Dask arrays, which are checked as they
-        are read.
+        are read. With `resume`: the checkpoint is of other data or other settings, or
+        every version of it is damaged.
+    FileExistsError, OSError
+        There are checkpoints, and `resume` is False; they can't be written.
 
     See Also
     --------
@@ -185,6 +204,9 @@ def factorize(
         client=client,
         callbacks=callbacks,
         progress=progress,
+        checkpoint=checkpoint,
+        checkpoint_every=checkpoint_every,
+        resume=resume,
         drop_after=DROP_AFTER if check_bool("drop", drop) else None,
     )
     check_compatible(X.shape, [pair], settings.solver)

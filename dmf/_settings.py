@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from datetime import timedelta
 from inspect import signature
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from dmf._candidates import Callback, Settings
+from dmf._checkpoint import check_checkpoint
 from dmf.engine.endings import Rules
 from dmf.engine.kinds import check_kinds
 from dmf.holdout import Share
@@ -39,6 +42,9 @@ def check_settings(
     callbacks: Iterable[Callback] = (),
     progress: bool | None = None,
     drop_after: int | None = None,
+    checkpoint: str | PathLike[str] | None = None,
+    checkpoint_every: int | timedelta | None = None,
+    resume: bool = False,
 ) -> Settings:
     """Return what all candidates of a fit have in common, or refuse it."""
     if mask is not None:
@@ -64,6 +70,7 @@ def check_settings(
         client=client,
         callbacks=check_callbacks(callbacks),
         progress=progress,
+        checkpoint=check_checkpoint(checkpoint, checkpoint_every, resume),
     )
 
 

@@ -10,6 +10,7 @@ import dask
 import dask.array as da
 import numpy as np
 import pytest
+from distributed import wait
 
 import dmf
 from benchmarks.common import power_law
@@ -96,15 +97,56 @@ def test_bits_do_not_depend_on_the_number_of_workers(uneven: Any, workers: int) 
     assert_same_bits(found, expected)
 
 
+@pytest.mark.parametrize(
+    "solver", [dmf.NormalizedGradient(), dmf.AlternatingLeastSquares()], ids=str
+)
+def test_large_strips_travel_in_parts_and_change_no_bit(
+    client: Any, uneven: Any, solver: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = set()
+    run = Cluster.run
+
+    def spy(self: Any, graph: Any, *arguments: Any, **options: Any) -> Any:
+        names.update(key[0].rsplit("-", 1)[0] for key in graph)
+        return run(self, graph, *arguments, **options)
+
+    monkeypatch.setattr(Cluster, "run", spy)
+    monkeypatch.setattr("dmf.engine.rounds.LARGE", 0)
+    found = dmf.factorize(uneven, 5, solver=solver, **SETTINGS)
+    assert {"part-update-W", "part-update-H"} <= names
+    assert_same_bits(found, on_threads(uneven, 5, solver=solver))
+
+
+@pytest.mark.parametrize("count", [1, 5, 8])
+def test_what_is_in_order_meets_on_workers(client: Any, count: int) -> None:
+    """Neighbours are dealt to one worker, by its threads, in both ways."""
+    runner = Cluster(client)
+    # Tasks that share another one, as chunks do that are cut.
+    graph: Any = {("all", 0): (np.arange, count)}
+    graph |= {("one", k): (np.take, ("all", 0), k) for k in range(count)}
+    keys = [("one", k) for k in range(count)]
+    computed = list(runner.run(graph, keys, in_order=True).values())
+    assert runner.fetch(computed) == list(range(count))
+    homes = []
+    for leaves in (computed, runner.put(list(range(count)), in_order=True)):
+        wait(leaves)
+        where = client.who_has(leaves)
+        homes.append([where[leaf.key][0] for leaf in leaves])
+    assert homes[0] == homes[1]
+    half = [home == homes[0][-1] for home in homes[0]]
+    assert sum(half) == (count + 1) // 2  # of two workers with a thread each
+    assert half == sorted(half)
+
+
 def test_an_active_client_is_used_and_a_configured_scheduler_respected(
     client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran = []
     run = Cluster.run
 
-    def spy(self: Any, *arguments: Any) -> Any:
+    def spy(self: Any, *arguments: Any, **options: Any) -> Any:
         ran.append(1)
-        return run(self, *arguments)
+        return run(self, *arguments, **options)
 
     monkeypatch.setattr(Cluster, "run", spy)
     X = low_rank().nan

@@ -13,7 +13,7 @@ import pytest
 
 import dmf
 from benchmarks.common import power_law
-from dmf.engine import grid, lower
+from dmf.engine import grid
 from dmf.engine.data import load
 from dmf.engine.lower import Lowering, Place
 from dmf.engine.rounds import State, build_rounds, start_state
@@ -103,11 +103,8 @@ def test_tasks_have_names_that_people_can_read() -> None:
 
 @pytest.mark.parametrize("fan_in", [2, 3, 16])
 @pytest.mark.parametrize(("P", "Q"), [(1, 1), (5, 1), (1, 7), (4, 9)])
-def test_sums_are_trees(
-    P: int, Q: int, fan_in: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sums_are_trees(P: int, Q: int, fan_in: int) -> None:
     """No task adds up more than the fan-in, and the totals are right."""
-    monkeypatch.setattr(lower, "FAN_IN", fan_in)
     trace = Trace()
     block = trace.input("block")
     pair = trace.per_block("pair", lambda x: (x, np.array([x, 1.0])), block)
@@ -125,6 +122,7 @@ def test_sums_are_trees(
         (P, Q),
         "test",
         (),
+        fan_in=fan_in,
     )
     for task in lowering.graph.values():
         lists = [part for part in task[1:] if isinstance(part, list)]

@@ -19,6 +19,7 @@ from dmf.engine import grid
 from dmf.engine.cost import Machine, Work, cost_of, tasks_of
 from dmf.engine.data import _grid_of_chunks, load
 from dmf.engine.grid import (
+    Grid,
     balanced_bounds,
     balanced_grid,
     even_bounds,
@@ -297,3 +298,10 @@ def test_arrays_in_memory_are_cut_by_the_plan() -> None:
     data = load(X, None, 16, Threads())
     work = Work(X.shape, X.nnz, 16, "sparse")
     assert data.grid.shape == ranked_grids(work, Threads().machine())[0]
+
+
+def test_strips_of_the_longer_factor_are_dealt_out_whole() -> None:
+    tall = Grid((0, 5, 10), (0, 2, 4))
+    wide = Grid(tall.column_bounds, tall.row_bounds)
+    assert tall.places() == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert wide.places() == [(0, 0), (1, 0), (0, 1), (1, 1)]

@@ -14,6 +14,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from dmf.engine.lower import FAN_IN_LARGE
+
 # Numbers that a pass sums for each row: the second derivatives of a plane, in float64.
 CURVATURE_BYTES = 24
 
@@ -189,7 +191,8 @@ def cost_of(
         memory += math.ceil(strips / machine.threads) * strip
         stages += 2 if across == 1 else 5
         row_bytes = work.width * work.itemsize
-        sent = _sent(across, machine.workers, row_bytes) * length * strips
+        homes = _homes(work.shape, grid, axis, machine.workers)
+        sent = _sent(across, homes, row_bytes) * length * strips
         # Each strip is put together in one place: those work side by side.
         messages += speed.byte * sent / max(1, min(strips, machine.workers))
     tasks = tasks_of(grid) * speed.task + stages * speed.stage
@@ -207,15 +210,24 @@ def _misses(work: Work, grid: tuple[int, int], speed: Speed) -> float:
     return 3 * lines * missed * speed.line
 
 
-def _sent(across: int, workers: int, row_bytes: int) -> float:
+def _homes(
+    shape: tuple[int, int], grid: tuple[int, int], axis: int, workers: int
+) -> float:
+    """Return on how many workers the blocks of a strip are (`Grid.places`)."""
+    longer = 0 if shape[0] >= shape[1] else 1
+    if axis == longer:
+        return min(grid[1 - axis], max(1.0, grid[1 - axis] * workers / math.prod(grid)))
+    return min(grid[longer], max(1, workers))
+
+
+def _sent(across: int, homes: float, row_bytes: int) -> float:
     """Return the bytes that a half-step sends for each row of a strip.
 
-    Up: partial sums of the gradient and of the curvature. Down: one or two moves, and
-    the row itself, to every worker that has a block of the strip.
+    Up: partial sums of the gradient and of the curvature, one a worker where trees add
+    up what is on it first. Down: the moves of a plane and the row itself, to every
+    other worker that has a block of the strip.
     """
-    if workers <= 1 or across == 1:
-        return 0.0
-    elsewhere = across * (1 - 1 / workers)
-    up = elsewhere * (row_bytes + CURVATURE_BYTES)
-    down = min(elsewhere, workers - 1) * 3 * row_bytes
+    partial_sums = across if across <= FAN_IN_LARGE else homes
+    up = partial_sums * (1 - 1 / homes) * (row_bytes + CURVATURE_BYTES)
+    down = (homes - 1) * 3 * row_bytes
     return up + down

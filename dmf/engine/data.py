@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import product
 from types import ModuleType
 from typing import Any
 
@@ -61,6 +60,8 @@ class Data:
         Whether Dask can make blocks anew that a dead worker took along.
     unobserved : float
         The weight α of what isn't observed.
+    remote : bool
+        Whether the blocks are on the workers of a cluster.
     leaves : dict
         The blocks and the counts of each strip, by their keys.
     """
@@ -73,6 +74,7 @@ class Data:
     token: str
     recomputable: bool
     unobserved: float
+    remote: bool
     leaves: dict[Key, Leaf] = field(repr=False)
 
     def block(self, axis: int) -> Place:
@@ -184,7 +186,7 @@ def load(
         seen = sum((block.totals for block in blocks.values()), Totals())
         if not may_be_empty and seen.weight <= 0:
             _refuse_empty(X.shape, seen)
-        values = runner.put(list(blocks.values()))
+        values = runner.put(list(blocks.values()), in_order=True)
         leaves = dict(zip(blocks, values, strict=True))
     summary, total = _count(grid, leaves, token, runner)
     if not may_be_empty and total.weight <= 0:
@@ -204,6 +206,7 @@ def load(
         token=token,
         recomputable=is_dask(X) and all(is_dask(Y) for Y in beside.values()),
         unobserved=unobserved,
+        remote=runner.remote,
         leaves=leaves | summary,
     )
 
@@ -240,7 +243,7 @@ def _cut_array(
     else:
         grid = _even_grid(work, machine)
     blocks = {}
-    for i, j in product(*map(range, grid.shape)):
+    for i, j in grid.places():
         rows, columns = _slice(grid.strip(0, i)), _slice(grid.strip(1, j))
         parts = [Y[rows, columns] for Y in matrices]
         origin = (rows.start, columns.start)
@@ -278,12 +281,12 @@ def _load_dask(
         graph.update(array.__dask_graph__())
     parts = [array.__dask_keys__() for array in arrays]
     keys = []
-    for i, j in product(*map(range, grid.shape)):
+    for i, j in grid.places():
         key = _block_key(token, 0, i, j)
         origin = (grid.strip(0, i).start, grid.strip(1, j).start)
         graph[key] = (look, work.kind, *origin, *(part[i][j] for part in parts))
         keys.append(key)
-    return grid, runner.run(graph, keys)
+    return grid, runner.run(graph, keys, in_order=True)
 
 
 def _aligned(X: Any, name: str, grid: Grid, runner: Runner) -> Any:
@@ -368,6 +371,7 @@ def _count(
             (grid.shape[axis], grid.shape[1 - axis]),
             f"{'WH'[axis]}-{token}",
             (),
+            apart=runner.remote,  # no block shall travel to be counted
         )
         graph.update(lowering.graph)
         found = lowering.find(outputs[0])

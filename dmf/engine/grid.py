@@ -44,6 +44,17 @@ class Grid:
         """(P, Q)."""
         return len(self.row_bounds) - 1, len(self.column_bounds) - 1
 
+    def places(self) -> list[tuple[int, int]]:
+        """Return all (i, j) in the order in which blocks are dealt out to workers.
+
+        The blocks of a strip of the longer factor follow each other: they meet on one
+        worker, and only strips of the shorter factor travel.
+        """
+        P, Q = self.shape
+        if self.row_bounds[-1] >= self.column_bounds[-1]:
+            return [(i, j) for i in range(P) for j in range(Q)]
+        return [(i, j) for j in range(Q) for i in range(P)]
+
     def strip(self, axis: int, i: int) -> range:
         """Return the rows (axis 0) or columns (axis 1) of strip i."""
         bounds = self.column_bounds if axis else self.row_bounds

@@ -5,15 +5,24 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import InitVar, dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from dmf.engine.checkpoint import Checkpoints, Reached
 from dmf.engine.data import Data
 from dmf.engine.endings import Best, Outcome, Rules, first_explosion, score
-from dmf.engine.rounds import State, build_errors, build_rounds, build_stationarity
-from dmf.engine.runner import ClusterError, Leaf, Runner, WorkersLost
+from dmf.engine.interrupts import Interrupts
+from dmf.engine.records import first_objectives, records_of
+from dmf.engine.rounds import (
+    Batch,
+    State,
+    build_errors,
+    build_rounds,
+    build_stationarity,
+)
+from dmf.engine.runner import ClusterError, Runner, WorkersLost
 from dmf.history import Record
 from dmf.objective import Objective
 from dmf.solvers.base import Report, Solver
@@ -24,16 +33,6 @@ from dmf.status import Certificate, Code, Status
 SNAPSHOT_EVERY = 10
 # How often in a row the same rounds may fail on a cluster that loses workers.
 MAX_LOSSES = 5
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Rounds that were sent to run: where they begin and end, and what they'll tell."""
-
-    before: State
-    after: State
-    reports: list[Leaf]  # of W and of H, for each round
-    errors: list[Leaf]  # on what is held out, if anything is
 
 
 @dataclass
@@ -53,6 +52,10 @@ class Loop:
     rules : Rules
     watch : callable
         Sees each record; True stops the fit.
+    checkpoints : Checkpoints, optional
+        Where to save how far the fit has come.
+    reached : Reached, optional
+        Where it goes on, instead of at a start.
     """
 
     data: Data
@@ -63,18 +66,20 @@ class Loop:
     runner: Runner
     rules: Rules
     watch: Callable[[Record], bool]
+    checkpoints: Checkpoints | None = None
+    reached: InitVar[Reached | None] = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, reached: Reached | None) -> None:
         count = len(self.objective.sides[0].penalties)
-        self._alive = set(range(count))
-        self._records: list[list[Record]] = [[] for _ in range(count)]
-        self._initial = [math.nan] * count
-        self._best: dict[int, Best] = {}
-        self._outcomes: dict[int, Outcome] = {}
-        self._state: State | None = None
+        if reached is None:
+            nothing: list[list[Record]] = [[] for _ in range(count)]
+            objectives, drop = [math.nan] * count, self.rules.drop_after
+            reached = Reached(None, {}, nothing, objectives, {}, drop)
+        self._go_on_from(reached)
+        self._alive = set(range(count)) - set(self._outcomes)
         self._ahead: Batch | None = None
         self._snapshot: tuple[State, dict[int, Best]] | None = None
-        self._drop_next = self.rules.drop_after
+        self._interrupts = Interrupts()
         self._losses = 0
         self._stopped = False
         # The round in which a callback said stop; rounds that run again don't ask it.
@@ -82,18 +87,49 @@ class Loop:
 
     def run(self) -> list[Outcome]:
         """Run, and go on after workers were lost. Return an outcome a candidate."""
-        self._began = time.perf_counter()
+        before = max((r[-1].seconds for r in self._records if r), default=0.0)
+        self._began = time.perf_counter() - before
+        ended = not self._alive
+        # What came from a checkpoint, no task of this fit can compute again.
+        self._take_snapshot()
         try:
-            while self._alive:
-                self._go_on()
+            with self._interrupts.noticed():
+                while self._alive:
+                    self._go_on()
         finally:
             # What was sent ahead shall not outlive the fit on a cluster.
             self._ahead = None
-        return [self._outcomes[k] for k in sorted(self._outcomes)]
+        if self.checkpoints is not None and not (ended or self._stopped):
+            self.checkpoints.save(self._reached())
+        return [self._at_home(self._outcomes[k]) for k in sorted(self._outcomes)]
+
+    def _reached(self) -> Reached:
+        """Return where the fit is."""
+        return Reached(
+            self._state if self._alive else None,
+            self._best,
+            self._records,
+            self._initial,
+            self._outcomes,
+            self._drop_next,
+        )
+
+    def _go_on_from(self, reached: Reached) -> None:
+        self._state = reached.state
+        self._best = reached.best
+        self._records = reached.records
+        self._initial = reached.initial
+        self._outcomes = reached.outcomes
+        self._drop_next = reached.drop_next
+
+    def _at_home(self, outcome: Outcome) -> Outcome:
+        there = outcome.state
+        return replace(outcome, state=there and self._bring_home(there))
 
     def _go_on(self) -> None:
         """Run a batch, or end the fit; what is lost is begun anew the next time."""
         try:
+            self._interrupts.raise_lost()
             state = self._state or self._begin()
             if state.round >= self.rules.max_rounds:
                 self._retire(state, dict.fromkeys(state.candidates, "max_rounds"))
@@ -110,6 +146,7 @@ class Loop:
                 )
                 raise ClusterError(msg) from error
         except KeyboardInterrupt:
+            self._interrupts.seen()
             reached = self._state
             if reached is None and self._snapshot is not None:
                 reached = self._snapshot[0]
@@ -117,19 +154,24 @@ class Loop:
                 raise
             self._stopped = True
             self._state = reached
+            if self.checkpoints is not None:
+                self.checkpoints.save(self._reached())
             self._retire(reached, dict.fromkeys(self._alive, "interrupted"))
 
     def _begin(self) -> State:
-        """Return the state to begin with: the start or, after a loss, the snapshot."""
+        """Return the state to begin with: the start or, after a loss, what was kept."""
+        saved = None
         if self._losses:
             self.data = self.reload()
-        if self._snapshot is None:
-            self._best = {}
-            state = self.start(self.data, self.runner)
-        else:
+            saved = self.checkpoints.last() if self.checkpoints else None
+        if self._snapshot is not None:
             state, best = self._snapshot
             self._best = dict(best)
             state = state.restored(self.runner.put(list(state.leaves.values())))
+        elif saved is not None and saved.state is not None:
+            state, self._best = saved.state, saved.best
+        else:
+            state, self._best = self.start(self.data, self.runner), {}
         self._state = self._only(state, self._alive)
         return self._state
 
@@ -140,7 +182,9 @@ class Loop:
             batch = self._submit(state)
         after = batch.after
         drops = self._drop_next is not None and after.round >= self._drop_next
-        if self.runner.remote and after.round < self.rules.max_rounds and not drops:
+        due = self.checkpoints is not None and self.checkpoints.due(after.round)
+        changes = drops or due or after.round >= self.rules.max_rounds
+        if self.runner.remote and not changes:
             # A cluster goes on while the scalars of these rounds are on their way.
             self._ahead = self._submit(after)
         reports, errors = self._collect(batch)
@@ -180,6 +224,8 @@ class Loop:
             endings = dict.fromkeys(self._alive, "stopped")
         self._retire(after, endings)
         self._drop_losers(after.round)
+        if due and self._alive and self.checkpoints is not None:
+            self._go_on_from(self.checkpoints.save(self._reached()))
         if after.round // SNAPSHOT_EVERY > state.round // SNAPSHOT_EVERY:
             self._take_snapshot()
 
@@ -190,39 +236,11 @@ class Loop:
         errors: Any | None,
     ) -> dict[int, list[Record]]:
         """Return the records of a batch, for each candidate."""
+        if state.round == 0:
+            for candidate, objective in first_objectives(self.data, state, reports[0]):
+                self._initial[candidate] = objective
         seconds = time.perf_counter() - self._began
-        told: dict[int, list[Record]] = {}
-        for position, candidate in enumerate(state.candidates):
-            one = [
-                (_of_candidate(W, position), _of_candidate(H, position))
-                for W, H in reports
-            ]
-            if state.round == 0:
-                W, H = one[0]
-                initial = W.loss_before + W.penalty_before + H.penalty_before
-                self._initial[candidate] = float(initial) + self.data.constant
-            ranks = tuple(side.ranks[candidate] for side in self.objective.sides)
-            told[candidate] = [
-                Record.of_round(
-                    state.round + k + 1,
-                    W,
-                    H,
-                    weight=self.data.totals.weight,
-                    constant=self.data.constant,
-                    rank=ranks[0],
-                    seconds=seconds,
-                    candidate=candidate,
-                )
-                for k, (W, H) in enumerate(one)
-            ]
-            if errors is not None:
-                squares, absolutes = errors[position] / self.data.totals.held_out
-                told[candidate][-1] = replace(
-                    told[candidate][-1],
-                    validation_rmse=math.sqrt(squares),
-                    validation_mae=float(absolutes),
-                )
-        return told
+        return records_of(self.data, self.objective, state, reports, errors, seconds)
 
     def _keep_records(self, candidate: int, records: list[Record]) -> list[Record]:
         """Append the records that are new, and return them.
@@ -400,7 +418,3 @@ class Loop:
         values: list[Any] = self.runner.fetch(list(state.leaves.values()))
         leaves = dict(zip(state.leaves, values, strict=True))
         return replace(state, leaves=leaves, home=True)
-
-
-def _of_candidate(report: Report, position: int) -> Report:
-    return Report(*(float(part[position]) for part in report))

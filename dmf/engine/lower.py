@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -26,24 +26,34 @@ from dmf.engine.trace import (
     halo_of,
 )
 
-Key = Hashable
+Key = Any  # a tuple, its first item the name
 Graph = dict[Key, Any]
 Path = tuple[int, ...]
-# A task's argument: the number of a value, and, for the list of a sum, the path to what
-# is summed; None for a single value.
-Argument = tuple[int, Path | None]
+
+
+class Argument(NamedTuple):
+    """A task's argument: a value, a part of it, or the list of what a sum adds up."""
+
+    number: int
+    path: Path = ()
+    kind: Literal["value", "part", "list"] = "value"
+
 
 # How many partial sums one task adds up: wide trees are shallow, and each level waits.
+# What is large is added up in narrow ones, side by side, and neighbours, which are on
+# one worker, before they travel.
 FAN_IN = 16
+FAN_IN_LARGE = 4
 
 
 @dataclass(frozen=True)
 class Place:
     """Where a value is found: its key for (strip, block of the strip), and the path
-    into what that task returns."""
+    into what that task returns. `users` says how many blocks want the same one."""
 
     key: Callable[[int, int], Key]
     path: Path = ()
+    users: int = 1
 
 
 @dataclass(frozen=True)
@@ -90,6 +100,11 @@ class Lowering:
         Makes the keys different from those of other rounds.
     bounds : tuple of int
         Of the strips; needed where they look at their neighbours.
+    fan_in : int
+        How many partial sums one task adds up.
+    apart : bool
+        Whether a part that several blocks want of a value is a task of its own, so that
+        it alone travels to other workers.
 
     Attributes
     ----------
@@ -106,12 +121,16 @@ class Lowering:
         label: str,
         prefix: tuple[Hashable, ...],
         bounds: tuple[int, ...] = (),
+        fan_in: int = FAN_IN,
+        apart: bool = False,
     ) -> None:
         self.graph: Graph = {}
         self._strips, self._blocks = shape
         self._label = label
         self._prefix = prefix
         self._bounds = bounds
+        self._apart = apart
+        self._fan_in = fan_in
         self._found = {value.number: place for value, place in inputs.items()}
         for stage in _stages(trace.operations, fused=self._blocks == 1):
             later = {v.number for v in outputs}
@@ -130,14 +149,13 @@ class Lowering:
     def find(self, value: Value) -> Place:
         """Return where a value is."""
         place = self._found[value.number]
-        return Place(place.key, place.path + value.path)
+        return Place(place.key, place.path + value.path, place.users)
 
     def _add_stage(self, stage: list[Operation], later: set[int]) -> None:
         """Add one task for each strip or block that does all of a stage."""
         place = stage[-1].result.place
         own = [op.result.number for op in stage]
-        # An operand from outside the stage is an argument of its tasks: one value, or,
-        # for a sum over several blocks, the list of theirs.
+        # An operand from outside the stage is an argument of its tasks.
         arguments = dict.fromkeys(
             self._argument(op, value)
             for op in stage
@@ -145,23 +163,18 @@ class Lowering:
             if value.number not in own
         )
         slots = {argument: k for k, argument in enumerate(arguments)}
-        slots |= {(number, None): len(slots) + k for k, number in enumerate(own)}
+        slots |= {Argument(number): len(slots) + k for k, number in enumerate(own)}
         steps = tuple(self._step(op, slots, own) for op in stage)
         results = [number for number in own if number in later]
-        function = Stage(steps, tuple(slots[number, None] for number in results))
+        function = Stage(steps, tuple(slots[Argument(number)] for number in results))
 
         head = self._head(stage[-1])
         per_block = place == "block" and self._blocks > 1
         strips = 1 if place == "fixed" else self._strips
         for i in range(strips):
             for j in range(self._blocks if per_block or place == "fixed" else 1):
-                found = [
-                    self._found[number].key(i, j)
-                    if path is None
-                    else self._parts(number, path, i, head)
-                    for number, path in arguments
-                ]
-                self.graph[*head, i, j] = (function, *found)
+                keys = [self._key(argument, i, j, head) for argument in arguments]
+                self.graph[*head, i, j] = (function, *keys)
         for k, number in enumerate(results):
             key = partial(
                 _fixed_key
@@ -171,7 +184,8 @@ class Lowering:
                 else _strip_key,
                 head,
             )
-            self._found[number] = Place(key, (k,) if len(results) > 1 else ())
+            users = 1 if per_block or place == "fixed" else self._blocks
+            self._found[number] = Place(key, (k,) if len(results) > 1 else (), users)
 
     def _add_total(self, op: Operation) -> None:
         """Add the tasks that sum a value over all strips."""
@@ -184,9 +198,7 @@ class Lowering:
             keys = [place.key(i, 0) for i in range(self._strips)]
         if path and len(keys) > 1:
             # Only what is summed shall travel, not all that the strip's task returns.
-            for i, key in enumerate(keys):
-                keys[i] = (*head, "item", i)
-                self.graph[keys[i]] = (follow, key, path)
+            keys = [self._part(key, path) for key in keys]
             path = ()
         self.graph[head] = (add_up, self._tree(keys, (), head), path)
         self._found[op.result.number] = Place(partial(_one_key, head))
@@ -217,37 +229,63 @@ class Lowering:
         """Return an operation as a step of its stage: a function of slots."""
         if self._sums_blocks(op):
             (value,) = op.operands
-            # A tree has followed the path already, at its lowest level.
-            path = self.find(value).path if self._blocks <= FAN_IN else ()
+            # Parts and trees, at their lowest level, have followed the path already.
+            within = self._blocks <= self._fan_in and not self._apart
+            path = self.find(value).path if within else ()
             return partial(add_up, path=path), ((slots[self._argument(op, value)], ()),)
         operands = []
         for value in op.operands:
-            path = value.path if value.number in own else self.find(value).path
-            operands.append((slots[value.number, None], path))
+            if value.number in own:
+                argument, path = Argument(value.number), value.path
+            else:
+                argument, path = self._argument(op, value), self.find(value).path
+            operands.append((slots[argument], () if argument.path else path))
         return (_alone if op.sums else op.function), tuple(operands)
 
     def _sums_blocks(self, op: Operation) -> bool:
         return op.sums and self._blocks > 1
 
     def _argument(self, op: Operation, value: Value) -> Argument:
-        """Return what an operand is to a task: the path tells lists apart."""
-        return value.number, value.path if self._sums_blocks(op) else None
+        """Return what an operand from outside a stage is to its tasks."""
+        if self._sums_blocks(op):
+            return Argument(value.number, value.path, "list")
+        place = self.find(value)
+        wanted = place.users if op.result.place == "block" else 1
+        if self._apart and wanted > 1 and place.path:
+            return Argument(value.number, place.path, "part")
+        return Argument(value.number)
 
-    def _parts(
-        self, number: int, path: Path, i: int, head: tuple[Hashable, ...]
-    ) -> list[Key]:
-        """Return the keys whose values the sum over strip i is made of."""
-        place = self._found[number]
-        keys = [place.key(i, j) for j in range(self._blocks)]
-        return self._tree(keys, place.path + path, (*head, i, number, path))
+    def _key(
+        self, argument: Argument, i: int, j: int, head: tuple[Hashable, ...]
+    ) -> Any:
+        """Return what stands for an argument of the task at a place: keys."""
+        place = self._found[argument.number]
+        if argument.kind == "list":
+            keys = [place.key(i, j) for j in range(self._blocks)]
+            path = place.path + argument.path
+            head = (*head, i, argument.number, argument.path)
+            if self._apart and path:
+                keys, path = [self._part(key, path) for key in keys], ()
+            return self._tree(keys, path, head)
+        key = place.key(i, j)
+        return self._part(key, argument.path) if argument.kind == "part" else key
+
+    def _part(self, key: Key, path: Path) -> Key:
+        """Return the key of a part: only that shall travel, not all that it is in."""
+        name, *rest = key
+        part = (f"part-{name}", *rest, *path)
+        self.graph[part] = (follow, key, path)
+        return part
 
     def _tree(
         self, keys: list[Key], path: Path, head: tuple[Hashable, ...]
     ) -> list[Key]:
         """Add up keys in groups until one task can do the rest; return what is left."""
         level = 0
-        while len(keys) > FAN_IN:
-            groups = [keys[k : k + FAN_IN] for k in range(0, len(keys), FAN_IN)]
+        while len(keys) > self._fan_in:
+            groups = [
+                keys[k : k + self._fan_in] for k in range(0, len(keys), self._fan_in)
+            ]
             keys = [(*head, "tree", level, k) for k in range(len(groups))]
             self.graph.update(
                 {

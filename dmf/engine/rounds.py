@@ -9,10 +9,11 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from array_api_compat import array_namespace
 
 from dmf.engine.chunks import in_chunks
 from dmf.engine.data import Data
-from dmf.engine.lower import Graph, Key, Lowering, Place
+from dmf.engine.lower import FAN_IN, FAN_IN_LARGE, Graph, Key, Lowering, Place
 from dmf.engine.runner import Leaf, Runner
 from dmf.engine.trace import HalfTrace, Trace
 from dmf.init import Start
@@ -92,6 +93,16 @@ class State:
         return chosen.restored([leaves[name] for name in picked])
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Rounds that were sent to run: where they begin and end, and what they'll tell."""
+
+    before: State
+    after: State
+    reports: list[Leaf]  # of W and of H, for each round
+    errors: list[Leaf]  # on what is held out, if anything is
+
+
 def _new_stack() -> str:
     return uuid.uuid4().hex[:6]
 
@@ -101,12 +112,19 @@ def _select(value: Any, positions: list[int]) -> Any:
     if isinstance(value, Moved):
         memory = value.memory
         if memory is not None:
-            parts = [part[:, positions] for part in memory]
-            memory = (
-                type(memory)(*parts) if hasattr(memory, "_fields") else tuple(parts)
-            )
-        return Moved(value.factor[:, positions, :], memory, None)
+            memory = tuple(_take(part, positions) for part in memory)
+        return Moved(_take(value.factor, positions), memory, None)
     return value[positions]
+
+
+def _take(strip: Any, positions: list[int]) -> Any:
+    """Return the chosen candidates of an array of shape (p, K, …), rows as before.
+
+    Indexing would leave another order in memory, in which sums have other bits than
+    those of the same numbers that a checkpoint brings back.
+    """
+    xp = array_namespace(strip)
+    return xp.take(strip, xp.asarray(positions), axis=1)
 
 
 def start_state(
@@ -290,6 +308,8 @@ def build_errors(data: Data, state: State, place: Place) -> tuple[Graph, Key]:
     return lowering.graph, lowering.find(total).key(0, 0)
 
 
+# Strips of so many bytes are worth a task more that spares them a journey.
+LARGE = 2**20
 FACTOR, MEMORY = (Moved._fields.index(name) for name in ("factor", "memory"))
 
 
@@ -311,9 +331,9 @@ def _inputs(half: HalfTrace, data: Data, state: State) -> dict[Any, Place]:
     return {
         half.block: data.block(axis),
         half.counts: data.counts(axis),
-        half.moving: Place(partial(_own, moving), (FACTOR,)),
+        half.moving: Place(partial(_own, moving), (FACTOR,), users=len(fixed)),
         half.memory: Place(partial(_own, moving), (MEMORY,)),
-        half.fixed: Place(partial(_other, fixed), (FACTOR,)),
+        half.fixed: Place(partial(_other, fixed), (FACTOR,), users=len(moving)),
         half.fixed_strip: Place(partial(_other, fixed), (FACTOR,)),
         half.centre: Place(partial(_one, state.centres[axis])),
     }
@@ -331,7 +351,20 @@ def _lower(
     label = f"{'WH'[half.axis]}-{data.token}"
     prefix = (state.stack, half.round)
     bounds = data.grid.column_bounds if half.axis else data.grid.row_bounds
-    return Lowering(half, inputs, outputs, shape, label, prefix, bounds)
+    lengths = [data.shape[k] / data.grid.shape[k] for k in (0, 1)]
+    numbers = max(lengths) * half.side.width * len(state.candidates)
+    large = numbers * data.dtype.itemsize >= LARGE
+    return Lowering(
+        half,
+        inputs,
+        outputs,
+        shape,
+        label,
+        prefix,
+        bounds,
+        fan_in=FAN_IN_LARGE if large else FAN_IN,
+        apart=large and data.remote,
+    )
 
 
 def _own(keys: Strips, strip: int, other: int) -> Key:

@@ -7,16 +7,20 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import dask
 import dask.threaded
 import psutil
 from dask.base import persist
+from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
+from dask.optimization import cull
 from dask.system import CPU_COUNT
 from threadpoolctl import threadpool_limits
 
 from dmf.engine.cost import Machine
+from dmf.engine.interrupts import kept
 from dmf.engine.lower import Graph, Key
 
 if TYPE_CHECKING:
@@ -40,14 +44,14 @@ class Tasks:
     it is, without the layers and the optimisation that an array of arrays would need.
     """
 
-    def __init__(self, graph: Graph, keys: list[Key]) -> None:
+    def __init__(self, graph: Graph | HighLevelGraph, keys: list[Key]) -> None:
         self.graph = graph
         self.keys = keys
 
     __dask_optimize__ = None
     __dask_scheduler__ = staticmethod(dask.threaded.get)
 
-    def __dask_graph__(self) -> Graph:
+    def __dask_graph__(self) -> Graph | HighLevelGraph:
         return self.graph
 
     def __dask_keys__(self) -> list[Key]:
@@ -74,11 +78,16 @@ class Runner(Protocol):
 
     remote: ClassVar[bool]
 
-    def put(self, values: list[Any]) -> list[Leaf]:
-        """Bring values to where the tasks run."""
+    def put(self, values: list[Any], *, in_order: bool = False) -> list[Leaf]:
+        """Bring values to where the tasks run; in order: neighbours to one worker."""
 
-    def run(self, graph: Graph, keys: list[Key]) -> dict[Key, Leaf]:
-        """Compute keys; return what stands for their values in the next graph."""
+    def run(
+        self, graph: Graph, keys: list[Key], *, in_order: bool = False
+    ) -> dict[Key, Leaf]:
+        """Compute keys; return what stands for their values in the next graph.
+
+        In order: keys that follow each other are computed on one worker.
+        """
 
     def fetch(self, leaves: list[Leaf]) -> list[Any]:
         """Return the values of leaves."""
@@ -95,16 +104,18 @@ class Threads:
 
     remote: ClassVar[bool] = False
 
-    def put(self, values: list[Any]) -> list[Leaf]:
+    def put(self, values: list[Any], *, in_order: bool = False) -> list[Leaf]:
         return values
 
-    def run(self, graph: Graph, keys: list[Key]) -> dict[Key, Leaf]:
+    def run(
+        self, graph: Graph, keys: list[Key], *, in_order: bool = False
+    ) -> dict[Key, Leaf]:
         chosen = dask.config.get("scheduler", None)
         if chosen is None:
             # At once: what a collection goes through first takes longer than small
             # rounds, and imports distributed to look for a client.
             get: Any = dask.threaded.get
-            with _interrupts_kept():
+            with kept():
                 return dict(zip(keys, get(graph, keys), strict=True))
         (done,) = persist(Tasks(graph, keys), scheduler=chosen)
         return {key: done.graph[key] for key in keys}
@@ -130,16 +141,55 @@ class Cluster:
     def __init__(self, client: Client) -> None:
         self._client = client
 
-    def put(self, values: list[Any]) -> list[Leaf]:
-        # Without hash=False, data that were scattered before would share their keys,
-        # and be lost when the earlier copy is released.
+    def put(self, values: list[Any], *, in_order: bool = False) -> list[Leaf]:
+        leaves: list[Leaf] = []
         with _translated():
-            return list(self._client.scatter(values, hash=False))
+            for worker, part in self._dealt(len(values), in_order):
+                # Without hash=False, data that were scattered before would share their
+                # keys, and be lost when the earlier copy is released.
+                leaves += self._client.scatter(values[part], worker, hash=False)
+        return leaves
 
-    def run(self, graph: Graph, keys: list[Key]) -> dict[Key, Leaf]:
+    def run(
+        self, graph: Graph, keys: list[Key], *, in_order: bool = False
+    ) -> dict[Key, Leaf]:
         with _translated():
-            done = self._client.persist(Tasks(graph, keys))
+            tasks = self._placed(graph, keys) if in_order else graph
+            done = self._client.persist(Tasks(tasks, keys))
         return {key: done.graph[key] for key in keys}
+
+    def _placed(self, graph: Graph, keys: list[Key]) -> HighLevelGraph:
+        """Return a graph that says which worker is to compute which keys, if it can.
+
+        A layer holds what its worker's keys need and no earlier layer has.
+        """
+        layers: dict[str, MaterializedLayer] = {}
+        seen: set[Key] = set()
+        for worker, part in self._dealt(len(keys), in_order=True):
+            needed, _ = cull(graph, keys[part])
+            layers[f"layer-{len(layers)}"] = MaterializedLayer(
+                {key: task for key, task in needed.items() if key not in seen},
+                {"workers": worker, "allow_other_workers": True} if worker else None,
+            )
+            seen |= needed.keys()
+        names = list(layers)
+        return HighLevelGraph(layers, {n: set(names[:k]) for k, n in enumerate(names)})
+
+    def _dealt(
+        self, count: int, in_order: bool
+    ) -> Iterator[tuple[list[str] | None, slice]]:
+        """Deal things out in order, by the threads of workers; None: to any of them."""
+        workers = (
+            self._client.scheduler_info(n_workers=-1)["workers"] if in_order else {}
+        )
+        threads = [worker["nthreads"] for worker in workers.values()]
+        if len(workers) < 2:
+            yield None, slice(None)
+            return
+        ends = [count * end // sum(threads) for end in accumulate(threads, initial=0)]
+        for worker, (start, stop) in zip(workers, pairwise(ends), strict=True):
+            if start < stop:
+                yield [worker], slice(start, stop)
 
     def fetch(self, leaves: list[Leaf]) -> list[Any]:
         with _translated():
@@ -186,20 +236,6 @@ def _one_blas_thread() -> Iterator[None]:
             _blas_sessions -= 1
             if _blas_sessions == 0:
                 _blas_limits.restore_original_limits()
-
-
-@contextmanager
-def _interrupts_kept() -> Iterator[None]:
-    """Raise KeyboardInterrupt where Ctrl-C meets Python as it waits on a queue.
-
-    It may then surface as "release unlocked lock", an error of the queue's lock.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if isinstance(error.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from error
-        raise
 
 
 @contextmanager

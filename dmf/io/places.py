@@ -42,7 +42,7 @@ def check_free(
     if is_url(place):
         exists = open_node(place, missing_ok=True) is not None
     else:
-        _check_folder(os.path.dirname(place))
+        check_folder(os.path.dirname(place))
         exists = os.path.lexists(place)
     if exists and not overwrite:
         msg = (
@@ -58,7 +58,8 @@ def check_free(
         raise FileExistsError(msg)
 
 
-def _check_folder(folder: str) -> None:
+def check_folder(folder: str) -> None:
+    """Refuse a folder that isn't there, or can't be written to."""
     if not os.path.isdir(folder):
         msg = f"there is no folder {folder}; create it first"
         raise FileNotFoundError(msg)

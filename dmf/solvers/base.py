@@ -113,7 +113,7 @@ class Moved(NamedTuple):
     Parameters
     ----------
     factor : array, shape (p, K, c)
-    memory : (named) tuple of arrays, shape (p, K, …), or None
+    memory : tuple of arrays, shape (p, K, …), or None
         What the solver wants to see again in the factor's next half-step.
     report : Report or None
     """

@@ -79,7 +79,7 @@ def proximal(half: HalfStep) -> Value:
 
 
 def find_faces(
-    memory: Memory | None,
+    memory: tuple[Array, Array] | None,
     summed: tuple[Array, Array],
     moving: Array,
     counts: Array,
@@ -93,7 +93,8 @@ def find_faces(
     terms = side.terms(moving, counts, centre)
     if memory is None:
         unknown = xp.zeros(moving.shape[:2], dtype=xp.float64)
-        memory = Memory(xp.zeros_like(moving), unknown)
+        memory = (xp.zeros_like(moving), unknown)
+    previous, curvature = memory
     gradient = terms.still(loss_gradient + terms.gradient(moving))
     nothing = xp.zeros_like(moving)
     lasso = nothing if terms.lasso is None else terms.lasso + nothing
@@ -111,8 +112,8 @@ def find_faces(
         sign != 0, gradient + sign * xp.where(bound, lasso, nothing), nothing
     )
 
-    known = (memory.curvature > 0)[..., None]
-    safe = xp.where(memory.curvature > 0, memory.curvature, 1.0 + 0 * memory.curvature)
+    known = (curvature > 0)[..., None]
+    safe = xp.where(curvature > 0, curvature, 1.0 + 0 * curvature)
     length = xp.astype(xp.where(safe > 1 / FAR, 1 / safe, FAR + 0 * safe), moving.dtype)
     length = length[..., None]
     aim = sign * (moving - length * slope)
@@ -124,7 +125,7 @@ def find_faces(
     move = xp.where(known, -length * slope, -slope)
     move = xp.where(gone, -moving, xp.where(across < 0, sign * across - moving, move))
     stays = bound & ((moving == 0) | gone)
-    last = terms.still(xp.where(stays, nothing, memory.move))
+    last = terms.still(xp.where(stays, nothing, previous))
     units, norms = zip(*(unit_rows(xp, one) for one in (move, last)), strict=True)
     beyond = xp.sum(xp.astype(-2 * lasso * across, xp.float64), axis=-1)
     return Faces(
@@ -137,7 +138,7 @@ def find_faces(
         (row_dots(xp, loss_gradient, units[0]), row_dots(xp, loss_gradient, units[1])),
         terms.stationarity(moving, gradient),
         beyond,
-        memory.curvature,
+        curvature,
         loss,
     )
 

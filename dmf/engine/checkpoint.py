@@ -1,0 +1,392 @@
+"""What a fit needs to go on from where it is, brought to a store and back."""
+
+from __future__ import annotations
+
+import time
+import uuid
+import warnings
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from functools import partial
+from hashlib import blake2b
+from typing import Any, Protocol
+
+import numpy as np
+
+from dmf.engine.data import Data
+from dmf.engine.endings import Best, Outcome
+from dmf.engine.lower import Graph, Key
+from dmf.engine.rounds import State
+from dmf.engine.runner import Leaf, Runner
+from dmf.history import Record
+from dmf.solvers.base import Moved
+from dmf.status import Certificate, Status
+
+Array = Any
+
+
+class Store(Protocol):
+    """Where checkpoints go: `dmf.io.checkpoints.CheckpointStore`."""
+
+    @property
+    def url(self) -> str: ...
+
+    def versions(self) -> list[int]: ...
+
+    def write(self, version: int, name: str, arrays: dict[str, Array]) -> Any: ...
+
+    def read(self, version: int, receipt: Any) -> dict[str, Array]: ...
+
+    def publish(
+        self, version: int, told: dict[str, Any], receipts: list[Any]
+    ) -> None: ...
+
+    def manifest(self, version: int) -> tuple[dict[str, Any], list[Any]]: ...
+
+
+@dataclass(frozen=True)
+class Reached:
+    """Where a fit is, after a batch of rounds.
+
+    Attributes
+    ----------
+    state : State or None
+        Of the candidates that go on; None if all have ended.
+    best : dict
+        The best factors so far, of candidates that are validated.
+    records : list of lists of Record
+    initial : list of float
+        The objectives of the starts.
+    outcomes : dict
+        Of the candidates that have ended.
+    drop_next : int or None
+        The round in which losers are dropped next.
+    """
+
+    state: State | None
+    best: dict[int, Best]
+    records: list[list[Record]]
+    initial: list[float]
+    outcomes: dict[int, Outcome]
+    drop_next: int | None
+
+    @property
+    def round(self) -> int:
+        return max((len(records) for records in self.records), default=0)
+
+
+@dataclass
+class Checkpoints:
+    """Saves where a fit is, every so often, and finds the last sound version.
+
+    Parameters
+    ----------
+    store : Store
+    runner : Runner
+    rounds : int or None
+        Save whenever so many rounds more are done.
+    seconds : float or None
+        Save whenever so many seconds have gone by.
+    """
+
+    store: Store
+    runner: Runner
+    rounds: int | None
+    seconds: float | None
+    about: dict[str, Any] = field(default_factory=dict)  # what fit it is
+
+    def __post_init__(self) -> None:
+        self._version = max(self.store.versions(), default=0)
+        self._round = 0
+        self._time = time.monotonic()
+
+    def due(self, round: int) -> bool:
+        """Return whether it is time to save, after a round."""
+        if self.rounds is not None:
+            return round // self.rounds > self._round // self.rounds
+        assert self.seconds is not None
+        return time.monotonic() - self._time >= self.seconds
+
+    def save(self, reached: Reached) -> Reached:
+        """Write a version, inside tasks, and publish it.
+
+        Returns
+        -------
+        Reached
+            On a cluster, with factors that are read from the store when they're needed:
+            the scheduler may forget how they were made.
+        """
+        self._version += 1
+        files = _Files()
+        described = _describe(reached, files)
+        receipts = self._write(files)
+        told = {"about": self.about, "reached": described}
+        self.store.publish(self._version, told, receipts)
+        self._round, self._time = reached.round, time.monotonic()
+        if not self.runner.remote:
+            return reached
+        return self._rebuild(described, receipts, self._version)
+
+    def find(self) -> Version | None:
+        """Return the last version that is sound; None if there never was one.
+
+        Raises
+        ------
+        ValueError
+            There are versions, but none of them is sound.
+        """
+        damaged: list[str] = []
+        for number in self.store.versions():
+            try:
+                told, receipts = self.store.manifest(number)
+                self._check(number, receipts)
+            except ValueError as error:
+                damaged.append(f"version {number} is damaged ({error})")
+                continue
+            if damaged:
+                msg = (
+                    f"of the checkpoint {self.store.url}, {' and '.join(damaged)}; the "
+                    f"fit goes on from version {number}, after round "
+                    f"{told['reached']['round']}"
+                )
+                warnings.warn(msg, UserWarning, stacklevel=2)
+            return Version(number, told["about"], told["reached"], receipts)
+        if damaged:
+            msg = (
+                f"of the checkpoint {self.store.url}, {' and '.join(damaged)}, and "
+                "there is no other; remove it, or name another place, to begin anew"
+            )
+            raise ValueError(msg)
+        return None
+
+    def restore(self, version: Version) -> Reached:
+        """Return where the fit was, to go on from there."""
+        reached = self._rebuild(version.reached, version.receipts, version.number)
+        # What is newer is damaged: it is written over before a sound one goes.
+        self._version = version.number
+        self._round, self._time = reached.round, time.monotonic()
+        return reached
+
+    def last(self) -> Reached | None:
+        """Return what was saved last, after workers have taken their part along."""
+        version = self.find() if self._version else None
+        return None if version is None else self.restore(version)
+
+    def _write(self, files: _Files) -> list[Any]:
+        """Write all files; return their receipts."""
+        write = partial(_write, store=self.store, version=self._version)
+        graph: Graph = dict(files.remote)
+        names = {key: f"{number:04}.npz" for key, number in files.numbers.items()}
+        wanted: list[Key] = []
+        for key in files.remote:
+            wanted.append((f"checkpoint-{self._version}", names[key]))
+            graph[wanted[-1]] = (partial(write, name=names[key]), key)
+        done = self.runner.run(graph, wanted) if wanted else {}
+        receipts = self.runner.fetch([done[key] for key in wanted])
+        # What is on this side of a cluster is written from here.
+        receipts += [write(leaf, name=names[key]) for key, leaf in files.home.items()]
+        return sorted(receipts, key=lambda receipt: receipt.name)
+
+    def _check(self, version: int, receipts: list[Any]) -> None:
+        """Read all files, inside tasks; raise what is wrong with one of them."""
+        look = partial(_look, store=self.store, version=version)
+        keys: list[Key] = [("look", receipt.name) for receipt in receipts]
+        pairs = zip(keys, receipts, strict=True)
+        graph: Graph = {key: (partial(look, receipt=one),) for key, one in pairs}
+        done = self.runner.run(graph, keys) if keys else {}
+        for wrong in self.runner.fetch([done[key] for key in keys]):
+            if wrong:
+                raise ValueError(wrong)
+
+    def _rebuild(
+        self, described: dict[str, Any], receipts: list[Any], version: int
+    ) -> Reached:
+        """Return what was described, with factors that tasks read from the store."""
+        read = partial(_read, store=self.store, version=version)
+        token = f"restored-{uuid.uuid4().hex[:8]}"
+        graph: Graph = {
+            (token, number): (partial(read, receipt=receipt),)
+            for number, receipt in enumerate(receipts)
+        }
+        leaves = self.runner.run(graph, list(graph)) if graph else {}
+        state = partial(_state, token=token, leaves=leaves)
+        records = [[Record(**one) for one in many] for many in described["records"]]
+        best = {
+            one["candidate"]: Best(one["rmse"], state(one["state"]), one["checks"])
+            for one in described["best"]
+        }
+        outcomes = {}
+        for one in described["outcomes"]:
+            candidate, certificate = one["candidate"], one["certificate"]
+            outcomes[candidate] = Outcome(
+                candidate,
+                state(one["state"]) if one["state"] else None,
+                tuple(records[candidate][: one["rounds"]]),
+                one["initial"],
+                Status(**one["status"]),
+                Certificate(**certificate) if certificate else None,
+                one["validated"],
+            )
+        return Reached(
+            state(described["state"]) if described["state"] else None,
+            best,
+            records,
+            described["initial"],
+            outcomes,
+            described["drop_next"],
+        )
+
+
+@dataclass(frozen=True)
+class Version:
+    """A sound version: its number, what it was told, and where its files are."""
+
+    number: int
+    about: dict[str, Any]
+    reached: dict[str, Any]
+    receipts: list[Any]
+
+
+@dataclass
+class _Files:
+    """The leaves to write, each once, and their numbers."""
+
+    numbers: dict[Key, int] = field(default_factory=dict)
+    remote: dict[Key, Leaf] = field(default_factory=dict)
+    home: dict[Key, Any] = field(default_factory=dict)
+
+    def add(self, state: State, keys: Iterable[Key]) -> list[int]:
+        """Return the numbers of a state's leaves."""
+        found = []
+        for key in keys:
+            if key not in self.numbers:
+                self.numbers[key] = len(self.numbers)
+                (self.home if state.home else self.remote)[key] = state.leaves[key]
+            found.append(self.numbers[key])
+        return found
+
+    def describe(self, state: State | None) -> dict[str, Any] | None:
+        if state is None:
+            return None
+        return {
+            "round": state.round,
+            "candidates": list(state.candidates),
+            "strips": [self.add(state, keys) for keys in state.strips],
+            "centres": self.add(state, state.centres),
+        }
+
+
+def _describe(reached: Reached, files: _Files) -> dict[str, Any]:
+    return {
+        "round": reached.round,
+        "state": files.describe(reached.state),
+        "best": [
+            {
+                "candidate": candidate,
+                "rmse": best.rmse,
+                "checks": best.checks,
+                "state": files.describe(best.state),
+            }
+            for candidate, best in reached.best.items()
+        ],
+        "records": [[asdict(one) for one in records] for records in reached.records],
+        "initial": list(reached.initial),
+        "outcomes": [
+            {
+                "candidate": outcome.candidate,
+                "state": files.describe(outcome.state),
+                "rounds": len(outcome.records),
+                "initial": outcome.initial_objective,
+                "status": asdict(outcome.status),
+                "certificate": asdict(outcome.certificate)
+                if outcome.certificate
+                else None,
+                "validated": outcome.validated,
+            }
+            for outcome in reached.outcomes.values()
+        ],
+        "drop_next": reached.drop_next,
+    }
+
+
+def _state(told: dict[str, Any], *, token: str, leaves: dict[Key, Leaf]) -> State:
+    """Return the state that `_Files.describe` has described."""
+    strips = [tuple((token, number) for number in one) for one in told["strips"]]
+    of_W, of_H = ((token, number) for number in told["centres"])
+    state = State(
+        round=told["round"],
+        candidates=tuple(told["candidates"]),
+        strips=(strips[0], strips[1]),
+        centres=(of_W, of_H),
+        stack="",
+        leaves={},
+    )
+    return replace(state, leaves={key: leaves[key] for key in state.keys}).renamed()
+
+
+def _write(value: Any, *, store: Store, version: int, name: str) -> Any:
+    return store.write(version, name, _arrays(value))
+
+
+def _read(*, store: Store, version: int, receipt: Any) -> Any:
+    return _value(store.read(version, receipt))
+
+
+def _look(*, store: Store, version: int, receipt: Any) -> str:
+    """Return what is wrong with a file; nothing if it is sound."""
+    try:
+        store.read(version, receipt)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _arrays(value: Any) -> dict[str, Array]:
+    """Return a strip, or numbers, as named arrays."""
+    if not isinstance(value, Moved):
+        return {"value": value}
+    memory = value.memory or ()
+    named = {f"memory_{k}": part for k, part in enumerate(memory)}
+    return {"factor": value.factor, **named}
+
+
+def _value(arrays: dict[str, Array]) -> Any:
+    """The inverse of `_arrays`."""
+    if "value" in arrays:
+        return arrays["value"]
+    memory = tuple(arrays[f"memory_{k}"] for k in range(len(arrays) - 1))
+    return Moved(arrays["factor"], memory or None, None)
+
+
+def fingerprint(data: Data, runner: Runner) -> str:
+    """Return what tells the data of one fit from those of another.
+
+    It depends on every value, weight and place of what is observed and held out, and on
+    the grid.
+    """
+    keys: list[Key] = []
+    graph: Graph = dict(data.leaves)
+    P, Q = data.grid.shape
+    for i in range(P):
+        for j in range(Q):
+            keys.append((f"fingerprint-{data.token}", i, j))
+            graph[keys[-1]] = (digest, data.block(0).key(i, j))
+    done = runner.run(graph, keys)
+    parts = runner.fetch([done[key] for key in keys])
+    grid = f"{data.grid.row_bounds}{data.grid.column_bounds}"
+    return blake2b("".join([grid, *parts]).encode(), digest_size=16).hexdigest()
+
+
+def digest(value: Any) -> str:
+    """Return a checksum of arrays, numbers, and what is made of them."""
+    checksum = blake2b(digest_size=16)
+    if is_dataclass(value):
+        value = tuple(getattr(value, f.name) for f in fields(value))
+    if isinstance(value, tuple):
+        checksum.update("".join(digest(part) for part in value).encode())
+    elif isinstance(value, np.ndarray):
+        checksum.update(f"{value.dtype.str}{value.shape}".encode())
+        checksum.update(np.ascontiguousarray(value).data)
+    else:
+        checksum.update(repr(value).encode())
+    return checksum.hexdigest()

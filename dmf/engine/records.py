@@ -1,0 +1,79 @@
+"""From what half-steps report of themselves to the records of a history."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+from dmf.engine.data import Data
+from dmf.engine.rounds import State
+from dmf.history import Record
+from dmf.objective import Objective
+from dmf.solvers.base import Report
+
+Reports = tuple[Report, Report]  # of the half-steps of W and of H
+
+
+def first_objectives(
+    data: Data, state: State, reports: Reports
+) -> list[tuple[int, float]]:
+    """Return the candidates and their objectives before the first round."""
+    found = []
+    for position, candidate in enumerate(state.candidates):
+        W, H = (_of_candidate(report, position) for report in reports)
+        objective = W.loss_before + W.penalty_before + H.penalty_before
+        found.append((candidate, float(objective) + data.constant))
+    return found
+
+
+def records_of(
+    data: Data,
+    objective: Objective,
+    state: State,
+    reports: list[Reports],
+    errors: Any | None,
+    seconds: float,
+) -> dict[int, list[Record]]:
+    """Return the records of rounds, for each candidate.
+
+    Parameters
+    ----------
+    data : Data
+    objective : Objective
+        Of all candidates of the fit.
+    state : State
+        Before the first of the rounds.
+    reports : list of (Report, Report)
+    errors : array, shape (K, 2), or None
+        The sums of squares and of absolute values on what is held out, after the last.
+    seconds : float
+        Since the fit began.
+    """
+    told: dict[int, list[Record]] = {}
+    for position, candidate in enumerate(state.candidates):
+        told[candidate] = [
+            Record.of_round(
+                state.round + k,
+                _of_candidate(W, position),
+                _of_candidate(H, position),
+                weight=data.totals.weight,
+                constant=data.constant,
+                rank=objective.sides[0].ranks[candidate],
+                seconds=seconds,
+                candidate=candidate,
+            )
+            for k, (W, H) in enumerate(reports, start=1)
+        ]
+        if errors is not None:
+            squares, absolutes = errors[position] / data.totals.held_out
+            told[candidate][-1] = replace(
+                told[candidate][-1],
+                validation_rmse=math.sqrt(squares),
+                validation_mae=float(absolutes),
+            )
+    return told
+
+
+def _of_candidate(report: Report, position: int) -> Report:
+    return Report(*(float(part[position]) for part in report))

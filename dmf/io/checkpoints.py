@@ -1,0 +1,198 @@
+"""Checkpoints in storage: numbered versions of a fit's factors, the last two kept.
+
+A version is a folder: files of arrays, written inside tasks, and `manifest.json`, which
+is written last and knows the size and the checksum of every file. A folder without one
+isn't a version yet; what is torn or damaged is told by its checksum. Nothing is
+pickled.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+
+from dmf.io.model import decode, encode
+from dmf.io.places import PathLike, explain, locate
+
+Array = Any
+
+FORMAT = "dmf-checkpoint"
+FORMAT_VERSION = 1
+KEPT = 2
+MANIFEST = "manifest.json"
+
+
+class DamagedError(ValueError):
+    """A version can't be used: something of it is missing, torn or changed."""
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """A file that was written: its name, bytes and checksum."""
+
+    name: str
+    size: int
+    checksum: str
+
+
+@dataclass(frozen=True)
+class CheckpointStore:
+    """Versions at a place that all workers see.
+
+    Parameters
+    ----------
+    url : str
+        A full path, or a URL that fsspec knows.
+    """
+
+    url: str
+
+    @classmethod
+    def at(cls, url: PathLike) -> CheckpointStore:
+        return cls(locate(url).rstrip("/"))
+
+    def versions(self) -> list[int]:
+        """Return the numbers of all versions, the newest first.
+
+        Raises
+        ------
+        OSError, ValueError
+            The place can't be looked at.
+        """
+        files, root = self._files()
+        if files.isfile(root):
+            msg = f"the checkpoint {self.url} is a file; name a folder"
+            raise ValueError(msg)
+        try:
+            entries = files.ls(root, detail=True, refresh=True)
+        except FileNotFoundError:
+            return []
+        names = [entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries]
+        found = (re.fullmatch(r"v(\d{8})", name) for name in names)
+        numbers = [int(match[1]) for match in found if match]
+        return sorted((n for n in numbers if self._is_published(n)), reverse=True)
+
+    def write(self, version: int, name: str, arrays: dict[str, Array]) -> Receipt:
+        """Write arrays as one file of a version."""
+        buffer = io.BytesIO()
+        plain: dict[str, Any] = {key: np.asarray(part) for key, part in arrays.items()}
+        np.savez(buffer, **plain)
+        content = buffer.getvalue()
+        self._write(version, name, content)
+        return Receipt(name, len(content), _checksum(content))
+
+    def read(self, version: int, receipt: Receipt) -> dict[str, Array]:
+        """Return the arrays of a file.
+
+        Raises
+        ------
+        DamagedError
+            The file isn't what was written.
+        """
+        content = self._read(version, receipt.name)
+        if (len(content), _checksum(content)) != (receipt.size, receipt.checksum):
+            msg = f"{receipt.name} isn't what was written"
+            raise DamagedError(msg)
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
+            return {key: file[key] for key in file.files}
+
+    def publish(
+        self, version: int, told: dict[str, Any], receipts: list[Receipt]
+    ) -> None:
+        """Make a version of the files that were written; remove all but the last two.
+
+        Raises
+        ------
+        OSError
+            It can't be written, or this process doesn't see what workers have written.
+        """
+        files, root = self._files()
+        for receipt in receipts:
+            path = self._path(root, version, receipt.name)
+            if not files.exists(path) or files.size(path) != receipt.size:
+                msg = (
+                    f"the workers have written {receipt.name} of the checkpoint "
+                    f"{self.url}, but it isn't there for this process; name a place "
+                    "that all of them share"
+                )
+                raise FileNotFoundError(msg)
+        body = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "files": [asdict(receipt) for receipt in receipts],
+            "told": told,
+        }
+        text = json.dumps(encode(body), allow_nan=False)
+        sealed = {"checksum": _checksum(text.encode()), "body": text}
+        self._write(version, MANIFEST, json.dumps(sealed).encode())
+        self._prune()
+
+    def manifest(self, version: int) -> tuple[dict[str, Any], list[Receipt]]:
+        """Return what `publish` was told, and the receipts of the files.
+
+        Raises
+        ------
+        DamagedError
+            It isn't what was written, or a newer dmf has written it.
+        """
+        try:
+            sealed = json.loads(self._read(version, MANIFEST))
+            text = sealed["body"]
+            if sealed["checksum"] != _checksum(text.encode()):
+                msg = f"{MANIFEST} isn't what was written"
+                raise DamagedError(msg)
+            body: dict[str, Any] = decode(json.loads(text))
+            if body["format"] != FORMAT or body["format_version"] > FORMAT_VERSION:
+                msg = "it was written by a newer dmf"
+                raise DamagedError(msg)
+            return body["told"], [Receipt(**one) for one in body["files"]]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DamagedError(explain(error)) from error
+
+    def _prune(self) -> None:
+        """Remove all but the last versions, and what never became one."""
+        files, root = self._files()
+        kept = {f"v{number:08}" for number in self.versions()[:KEPT]}
+        for entry in files.ls(root, detail=True, refresh=True):
+            name = entry["name"].rstrip("/").rsplit("/", 1)[-1]
+            if re.fullmatch(r"v\d{8}", name) and name not in kept:
+                files.rm(entry["name"], recursive=True)
+
+    def _is_published(self, version: int) -> bool:
+        files, root = self._files()
+        return bool(files.exists(self._path(root, version, MANIFEST)))
+
+    def _write(self, version: int, name: str, content: bytes) -> None:
+        files, root = self._files()
+        path = self._path(root, version, name)
+        files.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+        files.pipe_file(path, content)
+
+    def _read(self, version: int, name: str) -> bytes:
+        files, root = self._files()
+        try:
+            content: bytes = files.cat_file(self._path(root, version, name))
+        except FileNotFoundError as error:
+            msg = f"{name} is missing"
+            raise DamagedError(msg) from error
+        return content
+
+    def _files(self) -> tuple[Any, str]:
+        from fsspec.core import url_to_fs
+
+        files, root = url_to_fs(self.url)
+        return files, root.rstrip("/")
+
+    @staticmethod
+    def _path(root: str, version: int, name: str) -> str:
+        return f"{root}/v{version:08}/{name}"
+
+
+def _checksum(content: bytes) -> str:
+    return blake2b(content, digest_size=16).hexdigest()

@@ -1,0 +1,485 @@
+"""Fits that stop, in whatever way, and go on as if they never had."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+import dmf
+from dmf.engine.checkpoint import digest
+from dmf.io.checkpoints import MANIFEST, CheckpointStore
+from tests.problems import low_rank
+
+PROBLEM = low_rank(60, 40, 3)
+SETTINGS: dict[str, Any] = {"max_rounds": 30, "tol": 0, "progress": False}
+
+
+class Accident(Exception):
+    """Something that strikes a fit from outside."""
+
+
+def accident_in(round: int) -> Any:
+    def strike(record: dmf.Record) -> None:
+        if record.round == round:
+            raise Accident
+
+    return strike
+
+
+def fit(folder: Path | str | None = None, X: Any = None, **settings: Any) -> Any:
+    X = PROBLEM.nan if X is None else X
+    if folder is not None:
+        saved = {"checkpoint": folder, "checkpoint_every": 4, "resume": True}
+        settings = saved | settings
+    return dmf.factorize(X, **{"rank": 3} | SETTINGS | settings)
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    """Bit by bit, but for the time that it took."""
+    for name in ("W", "H", "row_offsets", "column_offsets"):
+        first, second = getattr(found, name), getattr(expected, name)
+        np.testing.assert_array_equal(np.asarray(first), np.asarray(second))
+    for name in ("status", "objectives", "certificate", "penalty", "offset"):
+        assert getattr(found, name) == getattr(expected, name)
+    columns, others = (one.history.to_dict() for one in (found, expected))
+    for name in columns.keys() - {"seconds"}:
+        np.testing.assert_array_equal(columns[name], others[name])
+    assert np.all(np.diff(columns["seconds"]) >= 0)
+
+
+def in_memory(found: Any) -> Any:
+    """Return a fit whose factors outlive a cluster."""
+    return replace(found, W=np.asarray(found.W), H=np.asarray(found.H))
+
+
+def exactly(message: str) -> str:
+    return f"^{re.escape(message)}$"
+
+
+def break_off(folder: Path | str, rounds: list[int], **settings: Any) -> None:
+    for round in rounds:
+        with pytest.raises(Accident):
+            fit(folder, callbacks=[accident_in(round)], **settings)
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "restarts": {"restarts": 3},
+    "restarts that end": {"restarts": 3, "drop": False, "tol": 1e-2},
+    "validation": {"validation": 0.1, "patience": 3},
+    "restarts, validation": {"restarts": 3, "validation": 0.1, "patience": 2},
+    "lasso": {"penalty": dmf.Lasso(0.1)},
+    "smooth": {"penalty": (dmf.Smooth(1.0), None)},
+    "offsets": {"offsets": "both", "check_every": 3},
+    "als": {"solver": dmf.AlternatingLeastSquares()},
+    "descent": {"solver": dmf.NormalizedGradient("global", dmf.Decay(1e-2))},
+    "sparse": {"X": sp.csr_array(np.nan_to_num(PROBLEM.nan)), "unobserved_weight": 0.1},
+    "dask": {"X": da.from_array(PROBLEM.nan, chunks=(30, 20))},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_fit_goes_on_bit_by_bit(case: str, tmp_path: Path) -> None:
+    settings = CASES[case]
+    expected = fit(**settings)
+    last = len(expected.history)
+    rounds = sorted({min(round, last) for round in (3, 7, 13, 22)})
+    break_off(tmp_path / "saved", rounds, **settings)
+    found = fit(tmp_path / "saved", **settings)
+    assert_same(found, expected)
+    # A fit that was at its end says so once more.
+    assert_same(fit(tmp_path / "saved", **settings), expected)
+
+
+def test_a_sweep_goes_on_bit_by_bit(tmp_path: Path) -> None:
+    def sweep(**options: Any) -> Any:
+        return dmf.sweep(
+            PROBLEM.nan,
+            ranks=[2, 3],
+            penalties=[dmf.Ridge(0.1), dmf.Ridge(1.0)],
+            **SETTINGS,
+            **options,
+        )
+
+    expected = sweep()
+    saved = {"checkpoint": tmp_path / "saved", "checkpoint_every": 4, "resume": True}
+    with pytest.raises(Accident):
+        sweep(callbacks=[accident_in(11)], **saved)
+    found = sweep(**saved)
+    assert_same(found.best, expected.best)
+
+
+@pytest.mark.parametrize("every", [1, 7, timedelta(microseconds=1), timedelta(days=1)])
+def test_the_last_two_versions_are_kept(every: Any, tmp_path: Path) -> None:
+    saved = tmp_path / "saved"
+    fit(saved, checkpoint_every=every)
+    versions = sorted(os.listdir(saved))
+    assert len(versions) == (1 if every == timedelta(days=1) else 2)
+    for version in versions:
+        assert MANIFEST in os.listdir(saved / version)
+
+
+def test_behind_a_url() -> None:
+    break_off("memory://here/saved", [13])
+    assert_same(fit("memory://here/saved"), fit())
+
+
+def test_ctrl_c_saves_first(tmp_path: Path) -> None:
+    def press(record: dmf.Record) -> None:
+        if record.round == 6:
+            raise KeyboardInterrupt
+
+    found = fit(tmp_path / "saved", callbacks=[press])
+    assert (found.status.code, found.status.round) == ("interrupted", 6)
+    assert_same(fit(tmp_path / "saved"), fit())
+
+
+def test_no_ctrl_c_is_lost() -> None:
+    """Python ignores one that strikes while an object is being deleted."""
+
+    def press(record: dmf.Record) -> None:
+        if record.round == 6:
+            try:
+                signal.raise_signal(signal.SIGINT)
+            except KeyboardInterrupt:
+                return
+
+    before = signal.getsignal(signal.SIGINT)
+    found = fit(callbacks=[press])
+    assert (found.status.code, found.status.round) == ("interrupted", 6)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+# ------------------------------------------------------------------------------- damage
+
+
+def files_of(version: Path) -> list[Path]:
+    return sorted(path for path in version.iterdir() if path.name != MANIFEST)
+
+
+def spoil(path: Path, how: str) -> None:
+    content = path.read_bytes()
+    if how == "missing":
+        path.unlink()
+    elif how == "torn":
+        path.write_bytes(content[: len(content) // 2])
+    elif how == "empty":
+        path.write_bytes(b"")
+    else:
+        changed = bytearray(content)
+        changed[len(content) // 2] ^= 1
+        path.write_bytes(changed)
+
+
+@pytest.mark.parametrize("how", ["missing", "torn", "empty", "changed"])
+@pytest.mark.parametrize("what", ["file", "manifest"])
+def test_a_damaged_version_is_passed_over(what: str, how: str, tmp_path: Path) -> None:
+    break_off(tmp_path / "saved", [13])
+    _, second = sorted((tmp_path / "saved").iterdir())
+    spoil(files_of(second)[1] if what == "file" else second / MANIFEST, how)
+    if (what, how) == ("manifest", "missing"):
+        # Then it isn't a version yet, as when a process dies while it writes one.
+        found = fit(tmp_path / "saved")
+    else:
+        told = r"version 3 is damaged \(.+\); the fit goes on from version 2, after "
+        with pytest.warns(UserWarning, match=f"{told}round 8"):
+            found = fit(tmp_path / "saved")
+    assert_same(found, fit())
+
+
+def test_when_every_version_is_damaged(tmp_path: Path) -> None:
+    saved = tmp_path / "saved"
+    break_off(saved, [13])
+    for version in saved.iterdir():
+        spoil(files_of(version)[0], "changed")
+    wrong = "is damaged (0000.npz isn't what was written)"
+    message = (
+        f"of the checkpoint {saved}, version 3 {wrong} and version 2 {wrong}, and "
+        "there is no other; remove it, or name another place, to begin anew"
+    )
+    with pytest.raises(ValueError, match=exactly(message)):
+        fit(saved)
+
+
+def test_checkpoints_hold_no_code(tmp_path: Path) -> None:
+    """An array of objects would be pickled: it is refused in both directions."""
+    store = CheckpointStore.at(tmp_path / "saved")
+    receipt = store.write(1, "a.npz", {"value": np.array([{}], dtype=object)})
+    with pytest.raises(ValueError, match="allow_pickle=False"):
+        store.read(1, receipt)
+
+
+# ----------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"rank": 2}, "rank=3, but this one has 2"),
+        ({"seed": 1}, "seed=0, but this one has 1"),
+        ({"max_rounds": 31}, "max_rounds=30, but this one has 31"),
+        ({"offsets": "rows"}, "offsets='none', but this one has 'rows'"),
+        ({"restarts": 2}, "rank=3, but this one has [3, 3]"),
+        (
+            {"solver": dmf.AlternatingLeastSquares()},
+            "solver=NormalizedGradient(scope='row', step=Plane()), but this one has "
+            "AlternatingLeastSquares()",
+        ),
+    ],
+)
+def test_a_checkpoint_of_other_settings_is_refused(
+    changed: dict[str, Any], told: str, tmp_path: Path
+) -> None:
+    saved = tmp_path / "saved"
+    break_off(saved, [6])
+    before = sorted(saved.rglob("*"))
+    message = (
+        f"the checkpoint {saved} is of a fit with {told}; give the same settings, or "
+        "name another place"
+    )
+    with pytest.raises(ValueError, match=exactly(message)):
+        fit(saved, **changed)
+    assert sorted(saved.rglob("*")) == before
+
+
+def changed_data() -> dict[str, Any]:
+    X = PROBLEM.nan.copy()
+    i, j = np.argwhere(PROBLEM.mask)[5]
+    X[i, j] = np.nextafter(X[i, j], np.inf)
+    less = PROBLEM.nan.copy()
+    less[i, j] = np.nan
+    return {
+        "a bit": {"X": X},
+        "an entry": {"X": less},
+        "weights": {"mask": 2.0 * PROBLEM.mask},
+        "rows": {"X": PROBLEM.nan[:-1]},
+    }
+
+
+@pytest.mark.parametrize("what", ["a bit", "an entry", "weights", "rows"])
+def test_a_checkpoint_of_other_data_is_refused(what: str, tmp_path: Path) -> None:
+    saved = tmp_path / "saved"
+    break_off(saved, [6])
+    message = (
+        f"the checkpoint {saved} is of a fit to other data (X, mask or validation); "
+        "give the same data, or name another place"
+    )
+    with pytest.raises(ValueError, match=exactly(message)):
+        fit(saved, **changed_data()[what])
+
+
+def test_checkpoints_are_never_begun_over(tmp_path: Path) -> None:
+    saved = tmp_path / "saved"
+    fit(saved)
+    message = (
+        f"there are checkpoints at {saved}; go on from them with resume=True (on the "
+        "command line: --resume), or name another place"
+    )
+    with pytest.raises(FileExistsError, match=exactly(message)):
+        fit(saved, resume=False)
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind", "message"),
+    [
+        (
+            {"resume": True},
+            ValueError,
+            "resume=True needs checkpoint=, the place of",
+        ),
+        ({"checkpoint_every": 3}, ValueError, "checkpoint_every=3 needs checkpoint="),
+        ({"checkpoint": 3}, TypeError, "checkpoint must be a path or a URL, got 3"),
+        (
+            {"checkpoint": "c", "checkpoint_every": 0},
+            ValueError,
+            "checkpoint_every must be at least 1, got 0",
+        ),
+        (
+            {"checkpoint": "c", "checkpoint_every": timedelta(0)},
+            ValueError,
+            r"checkpoint_every must be above 0, got datetime.timedelta\(0\)",
+        ),
+        ({"checkpoint": "c", "resume": 1}, TypeError, "resume must be True or False"),
+        ({"checkpoint": "no/c"}, FileNotFoundError, "there is no folder .*/no; create"),
+        (
+            {"checkpoint": "file"},
+            ValueError,
+            "the checkpoint .*/file is a file; name a",
+        ),
+    ],
+)
+def test_refused(
+    settings: dict[str, Any],
+    kind: type[Exception],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("x")
+    with pytest.raises(kind, match=message):
+        fit(**settings)
+    assert os.listdir() == ["file"]
+
+
+def test_a_digest_tells_values_shapes_and_types_apart() -> None:
+    different = [
+        None,
+        1,
+        1.0,
+        np.zeros(4),
+        np.zeros((2, 2)),
+        np.zeros(4, np.float32),
+        np.zeros(8, np.float32),
+        (np.zeros(4), None),
+        (None, np.zeros(4)),
+    ]
+    assert len({digest(value) for value in different}) == len(different)
+    assert digest(np.arange(6).reshape(2, 3)) == digest(
+        np.arange(6).reshape(3, 2, order="F").copy().reshape(2, 3) * 0
+        + np.arange(6).reshape(2, 3)
+    )
+
+
+# ------------------------------------------------------------------------------ kill -9
+
+KILLED = """
+import os, signal, sys
+import numpy as np
+from dmf import cli
+from dmf.io.checkpoints import CheckpointStore
+
+# Dies at the n-th write or removal of a file, before, amid or after it.
+left, when = int(sys.argv[1]), sys.argv[2]
+write, prune = CheckpointStore._write, CheckpointStore._prune
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def count():
+    global left
+    left -= 1
+    return left == 0
+
+def doomed_write(self, version, name, content):
+    last = count()
+    if last and when == "before":
+        die()
+    if last and when == "amid":
+        content = content[: len(content) // 2]
+    write(self, version, name, content)
+    if last:
+        die()
+
+def doomed_prune(self):
+    if count():
+        die()
+    prune(self)
+
+CheckpointStore._write, CheckpointStore._prune = doomed_write, doomed_prune
+cli.main(sys.argv[3:])
+"""
+COMMAND = (
+    "factorize X.npy --rank 3 --tol 0 --max-rounds 30 --quiet --overwrite "
+    "--checkpoint saved --checkpoint-every 4 --resume -o model.zarr"
+)
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments(tmp_path: Path) -> None:
+    """The model that is there in the end is that of a run that nothing disturbed."""
+    np.save(tmp_path / "X.npy", PROBLEM.nan)
+    rng = np.random.default_rng(7)
+    for _ in range(20):
+        moment = str(rng.integers(1, 25)), str(rng.choice(["before", "amid", "after"]))
+        killed = subprocess.run(
+            [sys.executable, "-c", KILLED, *moment, *COMMAND.split()],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+        # Late moments may lie behind the end of what is left to do.
+        assert killed.returncode in (0, -signal.SIGKILL), killed.stderr
+        assert "Traceback" not in killed.stderr
+        if killed.returncode == 0:
+            break
+    done = subprocess.run(
+        [sys.executable, "-m", "dmf.cli", *COMMAND.split()], cwd=tmp_path, check=True
+    )
+    assert done.returncode == 0
+    expected = dmf.factorize(PROBLEM.nan, 3, tol=0, max_rounds=30)
+    assert_same(dmf.load(tmp_path / "model.zarr"), expected)
+
+
+# ------------------------------------------------------------------------------ cluster
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("case", ["default", "restarts, validation", "dask"])
+def test_on_a_cluster(client: Any, case: str, tmp_path: Path) -> None:
+    settings = CASES[case]
+    expected = fit(**settings)
+    break_off(tmp_path / "saved", [3, 13], **settings)
+    found = fit(tmp_path / "saved", **settings)
+    assert_same(found, expected)
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_a_scheduler_that_died_is_no_loss(tmp_path: Path) -> None:
+    from distributed import Client, LocalCluster
+
+    X = da.from_array(PROBLEM.nan, chunks=(30, 20))
+    founds = []
+    for rounds in ([13], [], None):
+        with (
+            LocalCluster(
+                n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0"
+            ) as cluster,
+            Client(cluster),
+        ):
+            if rounds is None:
+                founds.append(in_memory(fit(X=X)))
+            elif rounds:
+                break_off(tmp_path / "saved", rounds, X=X)
+            else:
+                founds.append(in_memory(fit(tmp_path / "saved", X=X)))
+    assert_same(*founds)
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_the_scheduler_forgets_what_led_to_a_checkpoint(
+    client: Any, tmp_path: Path
+) -> None:
+    """However long a fit runs, the scheduler holds about as many tasks."""
+    X = da.from_array(PROBLEM.nan, chunks=(30, 20))
+    held: dict[int, int] = {}
+
+    def count(record: dmf.Record) -> None:
+        if record.round in (50, 490):  # as many rounds after a checkpoint
+            held[record.round] = client.run_on_scheduler(
+                lambda dask_scheduler: len(dask_scheduler.tasks)
+            )
+
+    fit(
+        tmp_path / "saved",
+        X=X,
+        tol=0,
+        max_rounds=510,
+        checkpoint_every=20,
+        callbacks=[count],
+    )
+    assert held[490] < 1.2 * held[50]
