@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import click
 
 import dmf
+from dmf._options import (
+    checkpoint_options,
+    cluster_options,
+    mask_option,
+    overwrite_option,
+    table_options,
+)
 from dmf.engine.runner import ClusterError
 from dmf.offsets import COLUMNS
 from dmf.solvers import Solver
@@ -33,37 +42,11 @@ SOLVERS: dict[str, Solver] = {
 def main() -> None:
     """Factorize matrices with missing entries, and fill what is missing.
 
-    A matrix is a .npy file or a Zarr array, in which NaN means missing, or a
-    scipy.sparse .npz file, in which whatever isn't stored is missing.
+    A matrix is a .npy file, a Zarr array or a table (.csv, .tsv, .parquet), in which
+    NaN means missing, or a sparse .npz or .mtx file, in which whatever isn't stored is
+    missing. A table may also have one observation a line: then --row, --column and
+    --value name its columns.
     """
-
-
-def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that say where the work is done."""
-    command = click.option(
-        "--workers",
-        type=click.IntRange(min=1),
-        metavar="N",
-        help="Start N worker processes on this machine, and end them afterwards. "
-        "Without this and --scheduler, the threads of this process do the work.",
-    )(command)
-    return click.option(
-        "--scheduler",
-        metavar="ADDRESS",
-        help="Use the Dask cluster at this address, as in tcp://10.0.0.5:8786. Its "
-        "workers must see the same files.",
-    )(command)
-
-
-mask_option = click.option(
-    "--mask",
-    metavar="PATH",
-    help="A matrix of the shape of INPUT, positive where INPUT is observed; values "
-    "other than 0 and 1 are weights.",
-)
-overwrite_option = click.option(
-    "--overwrite", is_flag=True, help="Replace an output that is already there."
-)
 
 
 @main.command(
@@ -141,8 +124,10 @@ overwrite_option = click.option(
     show_default=True,
     help="How many random starts to run; the best one is saved.",
 )
+@checkpoint_options
 @cluster_options
 @overwrite_option
+@table_options
 @click.option("--quiet", is_flag=True, help="Show no progress and no summary.")
 def factorize(
     input: str,
@@ -160,10 +145,15 @@ def factorize(
     tol: float,
     seed: int,
     restarts: int,
+    checkpoint: str | None,
+    checkpoint_every: int | timedelta | None,
+    resume: bool,
     scheduler: str | None,
     workers: int | None,
     overwrite: bool,
     quiet: bool,
+    duplicates: str,
+    **columns: str | None,
 ) -> None:
     """Find W and H such that W H is close to INPUT where INPUT is observed.
 
@@ -173,6 +163,7 @@ def factorize(
     """
     from dmf.io import model
     from dmf.io.matrices import open_matrix
+    from dmf.io.tables import Columns
 
     if ridge is None and ridge_by_count is not None:
         msg = "--ridge-by-count and --ridge-plain need --ridge"
@@ -181,7 +172,7 @@ def factorize(
         _reported("interrupted before the model was saved"),
         _where(scheduler, workers, lambda: model.check_writable(output, overwrite)),
     ):
-        X = open_matrix(input)
+        X = open_matrix(input, Columns(**columns), duplicates)
         fit = dmf.factorize(
             X,
             rank,
@@ -196,6 +187,9 @@ def factorize(
             tol=tol,
             seed=seed,
             progress=False if quiet else None,
+            checkpoint=checkpoint,
+            checkpoint_every=checkpoint_every,
+            resume=resume,
         )
         model.save(fit, output, overwrite)
     if not quiet:
@@ -226,11 +220,12 @@ def _penalty(
     "--output",
     metavar="OUT",
     required=True,
-    help="The filled matrix: a .npy file or a .zarr array.",
+    help="The filled matrix: a .npy file, a .zarr array or, for a table, a table.",
 )
 @mask_option
 @cluster_options
 @overwrite_option
+@table_options
 @click.option("--quiet", is_flag=True, help="Say nothing at the end.")
 def impute(
     input: str,
@@ -241,27 +236,38 @@ def impute(
     workers: int | None,
     overwrite: bool,
     quiet: bool,
+    duplicates: str,
+    **columns: str | None,
 ) -> None:
     """Write INPUT to OUT with its missing entries filled in from MODEL.
 
     Observed entries stay as they are, bit by bit. A .npy or Zarr INPUT is read, filled
     and written block by block, so that it may be larger than the memory.
     """
-    from dmf.io.matrices import check_writable, open_matrix, write_matrix
+    from dmf.io.matrices import (
+        check_output,
+        check_writable,
+        open_matrix,
+        write_matrix,
+    )
+    from dmf.io.tables import Columns
 
     with (
         _reported(f"interrupted; {output} was not written"),
         _where(scheduler, workers, lambda: check_writable(output, overwrite)),
     ):
+        X = open_matrix(input, Columns(**columns), duplicates)
+        check_output(X, output)
         filled = dmf.impute(
-            open_matrix(input),
+            X,
             dmf.load(url),
             mask=None if mask is None else open_matrix(mask),
         )
         write_matrix(filled, output, overwrite)
     if not quiet:
         m, n = filled.shape
-        click.echo(f"{output}: {m} × {n}, {filled.dtype}, filled from {url}")
+        kind = f", {filled.dtype}" if hasattr(filled, "dtype") else ""
+        click.echo(f"{output}: {m} × {n}{kind}, filled from {url}")
 
 
 @main.command(epilog="Example: dmf demo --output demo.png")
@@ -287,6 +293,10 @@ def demo(output: str) -> None:
 @contextmanager
 def _reported(interrupted: str, *also: type[Exception]) -> Iterator[None]:
     """Turn what is expected to go wrong into one line on standard error."""
+    # Batch systems and timers send this one before they kill.
+    before = signal.signal(
+        signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT)
+    )
     try:
         yield
     except EXPECTED + also as error:
@@ -294,6 +304,8 @@ def _reported(interrupted: str, *also: type[Exception]) -> Iterator[None]:
     except KeyboardInterrupt:
         click.echo(f"\n{interrupted}", err=True)
         raise SystemExit(INTERRUPTED) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -196,7 +196,10 @@ def test_overwrite(folder: Path) -> None:
         ("factorize inf.npy --rank 2 -o m.zarr", "X is infinite in row 3, column 4"),
         ("impute X.npy --model no.zarr -o f.npy", "there is nothing at *no.zarr; che"),
         ("impute X.npy --model X.zarr -o f.npy", "X.zarr isn't a model of dmf; give"),
-        ("impute X.npy --model m.zarr -o f.csv", "its name must end in .npy (no URL)"),
+        (
+            "impute X.npy --model m.zarr -o f.txt",
+            "its name must end in .zarr or, but for",
+        ),
         ("impute X.npy --model m.zarr -o M.npy", "M.npy exists; choose another path"),
         ("impute T.npy --model ok.zarr -o f.npy", "X has shape (20, 30), but the fact"),
     ],
@@ -336,6 +339,8 @@ def interrupt_early(folder: Path, *options: str) -> tuple[int, str, str]:
         stderr=its_end,
         # A group of its own: as a terminal does, the signal goes to all of the group.
         start_new_session=True,
+        # Whoever was started in the background by a shell ignores Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         env={**os.environ, "TERM": "xterm", "COLUMNS": "200"},
     )
     os.close(its_end)

@@ -169,7 +169,7 @@ UNREADABLE: list[tuple[str, Callable[[Path], Any], str]] = [
     ("X.zarr", lambda p: p.write_bytes(b""), "can't be opened as Zarr"),
     ("X.zarr", _bad_json, "can't be opened as Zarr"),
     ("X.zarr", _zarr_vector, r"shape \(3,\); a matrix has two"),
-    ("X.csv", lambda p: p.write_text("1,2"), "of no kind that dmf reads; give a .npy"),
+    ("X.txt", lambda p: p.write_text("1,2"), "of no kind that dmf reads; give a .npy"),
 ]
 
 
@@ -394,10 +394,10 @@ def test_folder_without_permission(
         check_writable(tmp_path / "X.npy")
 
 
-@pytest.mark.parametrize("name", ["X.csv", "X", "X.npz", "memory://X.npy"])
+@pytest.mark.parametrize("name", ["X.txt", "X", "X.npz", "memory://X.npy"])
 def test_unknown_output(tmp_path: Path, name: str) -> None:
     path = name if "://" in name else tmp_path / name
-    with pytest.raises(ValueError, match=r"its name must end in \.npy \(no URL\) or"):
+    with pytest.raises(ValueError, match=r"its name must end in \.zarr or, but"):
         check_writable(path)
 
 

@@ -1,4 +1,4 @@
-"""Matrices on disk: .npy files, sparse .npz files and Zarr arrays.
+"""Matrices on disk: .npy files, sparse ones, Zarr arrays, and tables.
 
 Files are opened inside the tasks, by their path, so that the same code works on threads
 and on a cluster whose workers see the same file system. An output appears under its
@@ -16,38 +16,51 @@ from uuid import uuid4
 
 import numpy as np
 
+from dmf.containers import unwrap
 from dmf.engine.kinds import is_dask
 from dmf.engine.runner import choose_runner
 from dmf.entries import is_sparse
 from dmf.io.places import (
     PathLike,
     check_free,
+    explain,
     is_url,
     locate,
     open_node,
     peek,
     published,
 )
+from dmf.io.tables import SUFFIXES as TABLES
+from dmf.io.tables import Columns, is_table, open_table, suffix_of, write_table
 from dmf.validation import check_matrix
 
 Array = Any
 
 
-def open_matrix(path: PathLike) -> Array:
+def open_matrix(
+    path: PathLike, columns: Columns | None = None, duplicates: str = "error"
+) -> Array:
     """Open a matrix; dense ones are read later, block by block.
 
     Parameters
     ----------
     path : str or path
-        A ``.npy`` file, a ``.npz`` file that `scipy.sparse.save_npz` has written, or a
-        Zarr array: a directory, or a URL that fsspec knows.
+        A ``.npy`` file, a ``.npz`` file that `scipy.sparse.save_npz` has written, a
+        Matrix Market file (``.mtx``), a table (``.csv``, ``.tsv``, ``.parquet``), or a
+        Zarr array, which is a directory. Tables and Zarr arrays may be URLs that fsspec
+        knows.
+    columns : Columns, optional
+        Which columns of a table hold what. Default: it is the matrix itself.
+    duplicates : {"error", "mean", "sum", "last"}
+        As for `from_triplets`.
 
     Returns
     -------
-    array, shape (m, n)
+    array or container, shape (m, n)
         .npy: a lazy Dask array in chunks of Dask's "auto" size; Zarr: a lazy Dask array
-        in the chunks of the Zarr array; .npz: a scipy.sparse matrix or array in memory.
-        Whatever a .npz doesn't store is missing; elsewhere, NaN is.
+        in the chunks of the Zarr array; .npz, .mtx: a scipy.sparse matrix or array in
+        memory; tables: `Triplets` or a data frame. Whatever a sparse file doesn't store
+        is missing; elsewhere, NaN is.
 
     Raises
     ------
@@ -57,19 +70,26 @@ def open_matrix(path: PathLike) -> Array:
         It is something else, of another kind than its name says, or damaged.
     """
     path = locate(path)
-    suffix = os.path.splitext(path)[1].lower()
+    columns = columns or Columns()
+    suffix = suffix_of(path)
+    if suffix in TABLES:
+        return open_table(path, columns, duplicates)
+    if columns != Columns():
+        msg = f"{path} isn't a table ({', '.join(TABLES)}), and has no columns to name"
+        raise ValueError(msg)
     if is_url(path) or suffix == ".zarr" or os.path.isdir(path):
         return _open_zarr(path)
-    if suffix not in (".npy", ".npz"):
+    if suffix not in FILES:
         msg = (
             f"{path} is of no kind that dmf reads; give a .npy file, a .npz file of "
-            "scipy.sparse.save_npz, or a Zarr array"
+            "scipy.sparse.save_npz, a .mtx file, a .csv, .tsv or .parquet table, or a "
+            "Zarr array"
         )
         raise ValueError(msg)
     if not os.path.exists(path):
         msg = f"there is no file {path}; check the path"
         raise FileNotFoundError(msg)
-    return _open_npy(path) if suffix == ".npy" else _open_npz(path)
+    return FILES[suffix](path)
 
 
 def write_matrix(array: Array, path: PathLike, overwrite: bool = False) -> None:
@@ -82,10 +102,11 @@ def write_matrix(array: Array, path: PathLike, overwrite: bool = False) -> None:
 
     Parameters
     ----------
-    array : NumPy or Dask array, shape (m, n)
+    array : NumPy or Dask array, or data frame, shape (m, n)
         A Dask array is rechunked for a Zarr output only if its chunks are irregular.
     path : str or path
-        Ends in ``.npy`` or ``.zarr``; for the latter, a URL is fine too.
+        Ends in ``.npy`` or ``.zarr``; for the latter, a URL is fine too. For a data
+        frame, ``.csv``, ``.tsv`` or ``.parquet``; elsewhere its labels are lost.
     overwrite : bool, default False
         Replace a file by a file, or a Zarr array by a Zarr array.
 
@@ -98,7 +119,11 @@ def write_matrix(array: Array, path: PathLike, overwrite: bool = False) -> None:
     ValueError, TypeError
         The path has another suffix; the array is sparse, or no matrix of real numbers.
     """
-    check_matrix("array", array)
+    table = suffix_of(locate(path)) in TABLES
+    check_output(array, path)
+    if not table:
+        array, _ = unwrap(array)
+        check_matrix("array", array)
     if is_sparse(array):
         msg = "a sparse matrix can't be written; use scipy.sparse.save_npz"
         raise TypeError(msg)
@@ -108,22 +133,37 @@ def write_matrix(array: Array, path: PathLike, overwrite: bool = False) -> None:
         write_zarr(array, path, overwrite=overwrite)
         return
     with published(path, lambda: check_writable(path, overwrite)) as temporary:
-        if path.lower().endswith(".npy"):
+        if table:
+            write_table(array, temporary, suffix_of(path))
+        elif path.lower().endswith(".npy"):
             _write_npy(array, temporary)
         else:
             write_zarr(array, temporary)
+
+
+def check_output(array: Array, path: PathLike) -> None:
+    """Refuse a table as the output of what isn't one: it would have no labels."""
+    if suffix_of(locate(path)) in TABLES and not is_table(array):
+        msg = (
+            f"{path} would be a table, but the input isn't a matrix in a table; "
+            "write a .npy or a .zarr"
+        )
+        raise ValueError(msg)
 
 
 def check_writable(path: PathLike, overwrite: bool = False) -> None:
     """Refuse a path that `write_matrix` couldn't write to, before any work is done."""
     path = locate(path)
     suffix = os.path.splitext(path)[1].lower()
-    if suffix == ".npy" and not is_url(path):
+    if suffix in (".npy", *TABLES) and not is_url(path):
         check_free(path, os.path.isfile, "a file", overwrite)
     elif suffix == ".zarr":
         check_free(path, _is_zarr_array, "a Zarr array", overwrite)
     else:
-        msg = f"can't write {path}; its name must end in .npy (no URL) or .zarr"
+        msg = (
+            f"can't write {path}; its name must end in .zarr or, but for URLs, in .npy "
+            f"or, for a table, in {', '.join(TABLES)}"
+        )
         raise ValueError(msg)
 
 
@@ -241,6 +281,20 @@ def _open_npz(path: str) -> Array:
             )
             raise ValueError(msg) from error
     return matrix
+
+
+def _open_mtx(path: str) -> Array:
+    from scipy.io import mmread
+
+    try:
+        return mmread(path, spmatrix=False)
+    except (ValueError, OverflowError, EOFError, OSError) as error:
+        msg = f"{path} isn't a Matrix Market file, or it is damaged ({explain(error)})"
+        raise ValueError(msg) from error
+
+
+# What a file's suffix says of it.
+FILES = {".npy": _open_npy, ".npz": _open_npz, ".mtx": _open_mtx}
 
 
 # -------------------------------------------------------------------------------- Zarr

@@ -1,0 +1,107 @@
+"""Options of the command line that several commands have, or that belong together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import click
+
+from dmf.triplets import DUPLICATES
+
+Command = Callable[..., Any]
+SECONDS = {"s": 1, "min": 60, "h": 3600}
+
+
+def cluster_options(command: Command) -> Command:
+    """Add the options that say where the work is done."""
+    command = click.option(
+        "--workers",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Start N worker processes on this machine, and end them afterwards. "
+        "Without this and --scheduler, the threads of this process do the work.",
+    )(command)
+    return click.option(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="Use the Dask cluster at this address, as in tcp://10.0.0.5:8786. Its "
+        "workers must see the same files.",
+    )(command)
+
+
+def table_options(command: Command) -> Command:
+    """Add the options that say what the columns of a table hold."""
+    names = {
+        "row": "Of a table with an observation a line: the column with ids of rows.",
+        "column": "The column with the ids of columns.",
+        "value": "The column with the values.",
+        "weight": "The column with weights, if there are any.",
+        "index": "Of a table that is a matrix: the column with the labels of its rows.",
+    }
+    command = click.option(
+        "--duplicates",
+        type=click.Choice(DUPLICATES),
+        default=DUPLICATES[0],
+        show_default=True,
+        help="What several values for one pair of ids become.",
+    )(command)
+    for name, told in reversed(names.items()):
+        command = click.option(f"--{name}", metavar="NAME", help=told)(command)
+    return command
+
+
+def checkpoint_options(command: Command) -> Command:
+    """Add the options that say where a fit is saved on its way."""
+    options = (
+        click.option(
+            "--checkpoint",
+            metavar="URL",
+            help="Save in this folder how far the fit has come, for --resume.",
+        ),
+        click.option(
+            "--checkpoint-every",
+            metavar="N",
+            callback=_every,
+            help="Save after every N rounds, or after a time, as in 90s, 10min or 2h. "
+            "By default, after every 20 rounds.",
+        ),
+        click.option(
+            "--resume",
+            is_flag=True,
+            help="Go on from the last checkpoint, if there is one.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _every(
+    context: click.Context, option: click.Parameter, given: str | None
+) -> int | timedelta | None:
+    """Read a number of rounds, or a time."""
+    if given is None:
+        return None
+    match = re.fullmatch(r"([0-9]{1,9}) ?(s|min|h|)", given)
+    if match is None or int(match[1]) == 0:
+        msg = (
+            f"{given!r} is neither a number of rounds above 0 nor a time such as 90s, "
+            "10min or 2h"
+        )
+        raise click.BadParameter(msg)
+    number, unit = int(match[1]), match[2]
+    return timedelta(seconds=number * SECONDS[unit]) if unit else number
+
+
+mask_option = click.option(
+    "--mask",
+    metavar="PATH",
+    help="A matrix of the shape of INPUT, positive where INPUT is observed; values "
+    "other than 0 and 1 are weights.",
+)
+overwrite_option = click.option(
+    "--overwrite", is_flag=True, help="Replace an output that is already there."
+)

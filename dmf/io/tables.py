@@ -1,0 +1,168 @@
+"""Tables on disk: CSV and Parquet, with an observation a line or a matrix as it is."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from dmf.containers import Triplets
+from dmf.io.places import explain, is_url
+from dmf.triplets import from_triplets
+
+Frame = Any  # of pandas
+
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
+CSV = tuple(SEPARATORS)
+SUFFIXES = (*CSV, ".parquet")
+# What a reader raises for a file that isn't what its name says.
+DAMAGE = (ValueError, TypeError, KeyError, UnicodeError, EOFError, OSError)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a table hold what.
+
+    Parameters
+    ----------
+    row, column, value : str or None
+        Of a table with one observation a line. None: the table is the matrix itself.
+    weight : str or None
+    index : str or None
+        Of a table that is a matrix: the column with the labels of its rows.
+    """
+
+    row: str | None = None
+    column: str | None = None
+    value: str | None = None
+    weight: str | None = None
+    index: str | None = None
+
+    @property
+    def long(self) -> bool:
+        """Whether the table has one observation a line.
+
+        Raises
+        ------
+        ValueError
+            Only some of the three columns are named.
+        """
+        named = [self.row, self.column, self.value]
+        if all(name is not None for name in named):
+            return True
+        if any(name is not None for name in (*named, self.weight)):
+            msg = (
+                "a table with one observation a line needs row, column and value, the "
+                f"names of its columns; got row={self.row!r}, column={self.column!r}, "
+                f"value={self.value!r}"
+            )
+            raise ValueError(msg)
+        return False
+
+    @property
+    def wanted(self) -> list[str]:
+        """The columns that a table with one observation a line is read for."""
+        named = (self.row, self.column, self.value, self.weight)
+        return list(dict.fromkeys(name for name in named if name is not None))
+
+
+def suffix_of(place: str) -> str:
+    """Return what a name ends in, but for a compression: ".csv" of "x.csv.gz"."""
+    stem, suffix = os.path.splitext(place.lower())
+    return os.path.splitext(stem)[1] if suffix in (".gz", ".bz2", ".xz") else suffix
+
+
+def open_table(place: str, columns: Columns, duplicates: str) -> Triplets | Frame:
+    """Open a table.
+
+    Parameters
+    ----------
+    place : str
+        A path or a URL.
+    columns : Columns
+    duplicates : str
+        As for `from_triplets`.
+
+    Returns
+    -------
+    Triplets
+        Of a table with one observation a line: it is read inside tasks, once for its
+        ids and again in the fit, and never as a whole in one place.
+    pandas.DataFrame
+        Of a table that is a matrix, in memory.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    ValueError
+        It isn't a table, or lacks a column.
+    """
+    long = columns.long
+    if not is_url(place) and not os.path.exists(place):
+        msg = f"there is no file {place}; check the path"
+        raise FileNotFoundError(msg)
+    try:
+        frame = _read_long(place, columns) if long else _read_wide(place, columns)
+    except FileNotFoundError as error:
+        msg = f"there is nothing at {place}; check the path"
+        raise FileNotFoundError(msg) from error
+    except DAMAGE as error:
+        what = "CSV" if suffix_of(place) in CSV else "Parquet"
+        told = explain(error)[:200]
+        msg = f"{place} can't be read as {what} ({told}); check the file"
+        raise ValueError(msg) from error
+    if not long:
+        return frame
+    assert columns.row is not None
+    assert columns.column is not None
+    assert columns.value is not None
+    return from_triplets(
+        frame, columns.row, columns.column, columns.value, columns.weight, duplicates
+    )
+
+
+def _read_long(place: str, columns: Columns) -> Any:
+    """Return a Dask data frame of the columns that are wanted."""
+    import dask.dataframe as dd
+
+    suffix = suffix_of(place)
+    if suffix not in CSV:
+        return dd.read_parquet(place, columns=columns.wanted, index=False)
+    # A compressed file can't be read from amid it.
+    whole = {} if place.lower().endswith(suffix) else {"blocksize": None}
+    return dd.read_csv(place, sep=SEPARATORS[suffix], usecols=columns.wanted, **whole)
+
+
+def _read_wide(place: str, columns: Columns) -> Frame:
+    import pandas as pd
+
+    if suffix_of(place) in CSV:
+        frame = pd.read_csv(place, sep=SEPARATORS[suffix_of(place)])
+    else:
+        frame = pd.read_parquet(place)
+    if columns.index is None:
+        return frame
+    if columns.index not in frame.columns:
+        found = ", ".join(map(repr, frame.columns[:10]))
+        msg = f"there is no column {columns.index!r}; the table has {found}"
+        raise ValueError(msg)
+    return frame.set_index(columns.index)
+
+
+def is_table(value: Any) -> bool:
+    """Return whether something is a data frame of pandas."""
+    pandas = sys.modules.get("pandas")
+    return pandas is not None and isinstance(value, pandas.DataFrame)
+
+
+def write_table(frame: Frame, path: str, suffix: str) -> None:
+    """Write a data frame in the format of a suffix; its index if it has one."""
+    import pandas as pd
+
+    own = frame.index.name is not None or not isinstance(frame.index, pd.RangeIndex)
+    if suffix in CSV:
+        frame.to_csv(path, sep=SEPARATORS[suffix], index=own)
+    else:
+        frame.to_parquet(path, index=own)
