@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -37,10 +38,11 @@ Array = Any
 Callback = Callable[[Record], Any]
 
 # penalty="auto": the strength of the ridge for each entry of a row, in units of the
-# data's standard deviation, and how many more entries it acts as if every row had. Rows
-# with few entries would follow their noise without those.
+# data's standard deviation; and, as far as X is missing, how many more entries it acts
+# as if every row had: where almost all is missing, rows would follow their noise.
 AUTO_STRENGTH = 0.02
-AUTO_ENTRIES = 100
+AUTO_ENTRIES = 200
+AUTO_POWER = 4
 # offset_penalty="auto": the noise's variance over that of the offsets, in most data.
 AUTO_OFFSET = 2.0
 
@@ -170,6 +172,8 @@ def _objective(
     data: Data, candidates: Sequence[Candidate], settings: Settings
 ) -> Objective:
     resolved: dict[int, Penalty] = {}
+    observed = data.totals.entries / math.prod(data.shape)
+    missing = (1 - settings.unobserved_weight) * (1 - observed)
 
     def penalty(given: Any) -> Penalty:
         # One object for one setting, so that restarts share their strengths.
@@ -179,8 +183,8 @@ def _objective(
                 resolved[key] = Ridge(0.0)
             elif isinstance(given, str):
                 strength = AUTO_STRENGTH * data.totals.deviation
-                shared = Ridge(AUTO_ENTRIES * strength)
-                resolved[key] = Ridge(strength, by_count=True) + shared
+                shared = AUTO_ENTRIES * missing**AUTO_POWER * strength
+                resolved[key] = Ridge(strength, by_count=True) + Ridge(shared)
             else:
                 resolved[key] = given
         return resolved[key]

@@ -78,10 +78,11 @@ def factorize(
         or μ with an offset for each row, for each column, or for both.
     penalty : Penalty, None, "auto", or a pair of them, default "auto"
         On both factors, or (for W, for H): `Ridge`, `Lasso`, `NonNegative`, `Smooth`
-        and their sums. "auto" is ``Ridge(0.02 * std, by_count=True) + Ridge(2 * std)``,
-        where std is the standard deviation of the observed entries: a start, whatever
-        the unit and the level of X. Data with little noise do better with less of it,
-        noisy ones with more; `sweep` finds out. None: no penalty.
+        and their sums. "auto" is ``Ridge(0.02 * std, by_count=True) + Ridge(4 * std *
+        missing**4)``, with the standard deviation of the observed entries, and the
+        share of X that is missing: a start, whatever the unit and the level of X. Data
+        with little noise do better with less of it, noisy ones with more; `sweep` finds
+        out. None: no penalty.
     offset_penalty : Ridge, None, or "auto", default "auto"
         On the offsets of rows and columns, around their mean. "auto" is ``Ridge(2)``: a
         row with two entries gets half of the offset that they call for.

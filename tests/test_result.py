@@ -138,7 +138,8 @@ def test_what_a_factorization_holds() -> None:
     deviation = np.nanstd(low_rank().nan)
     counts = np.array([0.0, 1, 100])
     for auto in fitted().penalty:
-        strengths = 0.02 * deviation * (counts + 100)
+        missing = np.isnan(low_rank().nan).mean()
+        strengths = 0.02 * deviation * (counts + 200 * missing**4)
         assert auto.ridge(counts) == pytest.approx(strengths)
 
 
