@@ -140,10 +140,13 @@ def described(
     """Return all that the factors depend on besides the data, in words."""
     given = [start.given(axis) for axis in (0, 1)]
     of_all: dict[str, list[Any]] = {
+        "restarts": [candidate.number for candidate in candidates],
         "rank": [candidate.rank for candidate in candidates],
         "penalty": [candidate.penalty for candidate in candidates],
-        "restarts": [candidate.number for candidate in candidates],
-        "start": [digest(one) for one in given if isinstance(one, np.ndarray)],
+        "start": [
+            digest(one) if isinstance(one, np.ndarray) else type(one).__name__
+            for one in given
+        ],
     }
     of_each = {
         "offsets": settings.offsets,
@@ -153,7 +156,8 @@ def described(
         "seed": settings.seed,
         **asdict(settings.rules),
     }
-    told = {name: repr(value) for name, value in of_each.items()}
-    for name, values in of_all.items():
-        told[name] = repr(values[0] if len(values) == 1 else values)
-    return told
+    told = {
+        name: repr(values[0] if len(values) == 1 else values)
+        for name, values in of_all.items()
+    }
+    return told | {name: repr(value) for name, value in of_each.items()}

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import click
@@ -24,9 +25,10 @@ from dmf.engine.runner import ClusterError
 from dmf.offsets import COLUMNS
 from dmf.solvers import Solver
 
-# What bad input and the outside world raise: their messages are for the user's eyes.
+# What bad input and the outside world raise, and extras that aren't installed: their
+# messages are for the user's eyes.
 # Anything else is a bug of ours, and shows its traceback.
-EXPECTED = (ValueError, TypeError, OSError, ClusterError)
+EXPECTED = (ValueError, TypeError, OSError, ImportError, ClusterError)
 # What a shell reports for a process that Ctrl-C has ended.
 INTERRUPTED = 130
 
@@ -157,9 +159,9 @@ def factorize(
 ) -> None:
     """Find W and H such that W H is close to INPUT where INPUT is observed.
 
-    INPUT is a .npy file, a scipy.sparse .npz file or a Zarr array. The factors are
-    saved as MODEL, a Zarr group; Ctrl-C saves the factors that have been reached, and
-    exits with status 130.
+    `dmf --help` says what INPUT may be. The factors are saved as MODEL, a Zarr group.
+    Ctrl-C and SIGTERM save the factors that have been reached, and a checkpoint if one
+    was asked for, and exit with status 130.
     """
     from dmf.io import model
     from dmf.io.matrices import open_matrix
@@ -176,7 +178,7 @@ def factorize(
         fit = dmf.factorize(
             X,
             rank,
-            mask=None if mask is None else open_matrix(mask),
+            mask=_open_mask(mask, columns["index"]),
             offsets=offsets,
             penalty=_penalty(ridge, bool(ridge_by_count), non_negative),
             unobserved_weight=unobserved_weight,
@@ -197,6 +199,17 @@ def factorize(
     if fit.status.code == "interrupted":
         click.echo(f"{fit.status}; saved as {output}", err=True)
         raise SystemExit(INTERRUPTED)
+
+
+def _open_mask(mask: str | None, index: str | None) -> Any:
+    """Open a mask; one that is a table has its labels where INPUT has them."""
+    from dmf.io.matrices import open_matrix
+    from dmf.io.tables import SUFFIXES, Columns, suffix_of
+
+    if mask is None:
+        return None
+    table = suffix_of(mask) in SUFFIXES
+    return open_matrix(mask, Columns(index=index) if table else None)
 
 
 def _penalty(
@@ -261,7 +274,7 @@ def impute(
         filled = dmf.impute(
             X,
             dmf.load(url),
-            mask=None if mask is None else open_matrix(mask),
+            mask=_open_mask(mask, columns["index"]),
         )
         write_matrix(filled, output, overwrite)
     if not quiet:
@@ -283,29 +296,34 @@ def demo(output: str) -> None:
 
     Needs matplotlib: pip install 'dmf[plot]'.
     """
-    # pip's extra may be missing: the message says how to install it.
-    with _reported("interrupted; no picture was drawn", ImportError):
+    with _reported("interrupted; no picture was drawn"):
         from dmf.demo import run_demo
 
         run_demo(Path(output))
 
 
 @contextmanager
-def _reported(interrupted: str, *also: type[Exception]) -> Iterator[None]:
+def _reported(interrupted: str) -> Iterator[None]:
     """Turn what is expected to go wrong into one line on standard error."""
     # Batch systems and timers send this one before they kill.
-    before = signal.signal(
-        signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT)
-    )
+    before = signal.signal(signal.SIGTERM, _as_interrupt)
     try:
         yield
-    except EXPECTED + also as error:
+    except EXPECTED as error:
         raise click.ClickException(" ".join(str(error).split())) from error
     except KeyboardInterrupt:
         click.echo(f"\n{interrupted}", err=True)
         raise SystemExit(INTERRUPTED) from None
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _as_interrupt(number: int, frame: FrameType | None) -> None:
+    """Treat a signal as Ctrl-C, also where that one is ignored."""
+    handler = signal.getsignal(signal.SIGINT)
+    if callable(handler):
+        handler(signal.SIGINT, frame)
+    raise KeyboardInterrupt
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from datetime import timedelta
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ import scipy.sparse as sp
 
 import dmf
 from dmf.engine.checkpoint import digest
-from dmf.io.checkpoints import MANIFEST, CheckpointStore
+from dmf.io.checkpoints import MANIFEST, CheckpointStore, Receipt
 from tests.problems import low_rank
 
 PROBLEM = low_rank(60, 40, 3)
@@ -136,14 +138,27 @@ def test_behind_a_url() -> None:
     assert_same(fit("memory://here/saved"), fit())
 
 
-def test_ctrl_c_saves_first(tmp_path: Path) -> None:
-    def press(record: dmf.Record) -> None:
-        if record.round == 6:
-            raise KeyboardInterrupt
+@pytest.mark.parametrize("how", ["Ctrl-C", "callback"])
+@pytest.mark.parametrize(
+    "case", ["default", "restarts", "restarts that end", "restarts, validation"]
+)
+def test_a_stop_in_any_round_is_saved(how: str, case: str, tmp_path: Path) -> None:
+    """Also in rounds in which candidates are dropped, converge or stop early."""
+    settings = CASES[case]
+    rounds: list[int] = []
+    expected = fit(callbacks=[lambda record: rounds.append(record.round)], **settings)
+    for stop in range(1, max(rounds) + 1):
 
-    found = fit(tmp_path / "saved", callbacks=[press])
-    assert (found.status.code, found.status.round) == ("interrupted", 6)
-    assert_same(fit(tmp_path / "saved"), fit())
+        def press(record: dmf.Record, stop: int = stop) -> bool:
+            if record.round == stop and how == "Ctrl-C":
+                raise KeyboardInterrupt
+            return record.round == stop
+
+        saved = tmp_path / f"saved-{stop}"
+        found = fit(saved, callbacks=[press], **settings)
+        ended = "interrupted" if how == "Ctrl-C" else "stopped"
+        assert found.status.code == ended
+        assert_same(fit(saved, **settings), expected)
 
 
 def test_no_ctrl_c_is_lost() -> None:
@@ -204,19 +219,72 @@ def test_when_every_version_is_damaged(tmp_path: Path) -> None:
     break_off(saved, [13])
     for version in saved.iterdir():
         spoil(files_of(version)[0], "changed")
-    wrong = "is damaged (0000.npz isn't what was written)"
+    wrong = r"is damaged \([0-9a-f]{8}-00000000.npz isn't what was written\)"
     message = (
-        f"of the checkpoint {saved}, version 3 {wrong} and version 2 {wrong}, and "
-        "there is no other; remove it, or name another place, to begin anew"
+        f"^of the checkpoint {re.escape(str(saved))}, version 3 {wrong} and version 2 "
+        f"{wrong}, and there is no other; remove it, or name another place, to begin "
+        "anew$"
+    )
+    with pytest.raises(ValueError, match=message):
+        fit(saved)
+
+
+def test_a_newer_version_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = tmp_path / "saved"
+    monkeypatch.setattr("dmf.io.checkpoints.FORMAT_VERSION", 2)
+    break_off(saved, [13])
+    monkeypatch.undo()
+    before = sorted(saved.rglob("*"))
+    message = (
+        f"the checkpoint {saved} has format version 2, but this dmf reads versions up "
+        "to 1; upgrade dmf"
     )
     with pytest.raises(ValueError, match=exactly(message)):
         fit(saved)
+    assert sorted(saved.rglob("*")) == before
+
+
+def test_nothing_of_others_is_removed(tmp_path: Path) -> None:
+    other = tmp_path / "saved" / "v20240115"
+    other.mkdir(parents=True)
+    (other / "notes.txt").write_text("mine")
+    fit(tmp_path / "saved")
+    assert (other / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("full", ["from the start", "later"])
+def test_a_full_disk_ends_no_fit(
+    full: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, left = CheckpointStore._write, [0 if full == "from the start" else 8]
+
+    def limited(self: Any, version: int, name: str, content: bytes) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(28, "No space left on device")
+        write(self, version, name, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CheckpointStore, "_write", limited)
+        told = "no checkpoint could be saved .*No space left on device"
+        with pytest.warns(UserWarning, match=told):
+            assert_same(fit(tmp_path / "saved"), fit())
+    assert_same(fit(tmp_path / "saved"), fit())
 
 
 def test_checkpoints_hold_no_code(tmp_path: Path) -> None:
     """An array of objects would be pickled: it is refused in both directions."""
     store = CheckpointStore.at(tmp_path / "saved")
-    receipt = store.write(1, "a.npz", {"value": np.array([{}], dtype=object)})
+    objects = {"value": np.array([{}], dtype=object)}
+    with pytest.raises(ValueError, match="allow_pickle=False"):
+        store.write(1, "a.npz", objects)
+    buffer = io.BytesIO()
+    np.savez(buffer, **objects)  # as an attacker would
+    store._write(1, "a.npz", buffer.getvalue())
+    checksum = blake2b(buffer.getvalue(), digest_size=16).hexdigest()
+    receipt = Receipt("a.npz", len(buffer.getvalue()), checksum)
     with pytest.raises(ValueError, match="allow_pickle=False"):
         store.read(1, receipt)
 
@@ -231,7 +299,7 @@ def test_checkpoints_hold_no_code(tmp_path: Path) -> None:
         ({"seed": 1}, "seed=0, but this one has 1"),
         ({"max_rounds": 31}, "max_rounds=30, but this one has 31"),
         ({"offsets": "rows"}, "offsets='none', but this one has 'rows'"),
-        ({"restarts": 2}, "rank=3, but this one has [3, 3]"),
+        ({"restarts": 2}, "restarts=0, but this one has [0, 1]"),
         (
             {"solver": dmf.AlternatingLeastSquares()},
             "solver=NormalizedGradient(scope='row', step=Plane()), but this one has "
@@ -347,10 +415,8 @@ def test_a_digest_tells_values_shapes_and_types_apart() -> None:
         (None, np.zeros(4)),
     ]
     assert len({digest(value) for value in different}) == len(different)
-    assert digest(np.arange(6).reshape(2, 3)) == digest(
-        np.arange(6).reshape(3, 2, order="F").copy().reshape(2, 3) * 0
-        + np.arange(6).reshape(2, 3)
-    )
+    plain = np.arange(6).reshape(2, 3)
+    assert digest(plain) == digest(np.asfortranarray(plain))
 
 
 # ------------------------------------------------------------------------------ kill -9
@@ -433,6 +499,30 @@ def test_on_a_cluster(client: Any, case: str, tmp_path: Path) -> None:
     expected = fit(**settings)
     break_off(tmp_path / "saved", [3, 13], **settings)
     found = fit(tmp_path / "saved", **settings)
+    assert_same(found, expected)
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_workers_that_die_are_no_loss(tmp_path: Path) -> None:
+    """What they took along is read again from the checkpoint, or computed from it."""
+    from distributed import Client, LocalCluster
+
+    X = da.from_array(PROBLEM.nan, chunks=(30, 20))
+    with (
+        LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0"
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        expected = in_memory(fit(X=X))
+
+        def kill(record: dmf.Record) -> None:
+            if record.round in (6, 14):
+                pids = list(client.run(os.getpid).values())
+                os.kill(pids[record.round % 2], signal.SIGKILL)
+
+        found = in_memory(fit(tmp_path / "saved", X=X, callbacks=[kill]))
     assert_same(found, expected)
 
 

@@ -320,7 +320,9 @@ def test_interrupted_before_there_is_anything_to_save(
     assert sorted(os.listdir()) == before
 
 
-def interrupt_early(folder: Path, *options: str) -> tuple[int, str, str]:
+def interrupt_early(
+    folder: Path, *options: str, by: int = signal.SIGINT
+) -> tuple[int, str, str]:
     """Start a fit without end on a terminal of its own, and press Ctrl-C soon after.
 
     Returns
@@ -351,7 +353,7 @@ def interrupt_early(folder: Path, *options: str) -> tuple[int, str, str]:
             shown += part
             # The first line that is drawn may be of any round.
             if not pressed and b" round " in shown:
-                os.killpg(process.pid, signal.SIGINT)
+                os.killpg(process.pid, by)
                 pressed = True
         output, _ = process.communicate(timeout=60)
     finally:
@@ -390,6 +392,17 @@ def test_ctrl_c_saves_the_factors(tmp_path: Path, options: tuple[str, ...]) -> N
     assert "Traceback" not in shown
     assert np.isfinite(np.asarray(fit.W)).all()
     assert sorted(os.listdir(tmp_path)) == ["big.npy", "model.zarr"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_sigterm_saves_as_ctrl_c_does(tmp_path: Path) -> None:
+    np.save(tmp_path / "big.npy", low_rank(500, 400, 3).nan)
+    saved = ("--checkpoint", "saved")
+    code, _, shown = interrupt_early(tmp_path, *saved, by=signal.SIGTERM)
+    assert code == 130, shown
+    assert dmf.load(tmp_path / "model.zarr").status.code == "interrupted"
+    assert len(os.listdir(tmp_path / "saved")) in (1, 2)
 
 
 # ----------------------------------------------------------------------------- clusters

@@ -25,6 +25,10 @@ from dmf.status import Certificate, Status
 Array = Any
 
 
+class DamagedError(ValueError):
+    """A version can't be used: something of it is missing, torn or changed."""
+
+
 class Store(Protocol):
     """Where checkpoints go: `dmf.io.checkpoints.CheckpointStore`."""
 
@@ -72,7 +76,16 @@ class Reached:
 
     @property
     def round(self) -> int:
-        return max((len(records) for records in self.records), default=0)
+        if self.state is not None:
+            return self.state.round
+        return max((len(one.records) for one in self.outcomes.values()), default=0)
+
+    def records_of(self, candidate: int) -> list[Record]:
+        """Return a candidate's records; there may be later ones than it has come to."""
+        outcome, state = self.outcomes.get(candidate), self.state
+        assert outcome is not None or state is not None
+        end = len(outcome.records) if outcome else state.round if state else 0
+        return self.records[candidate][:end]
 
 
 @dataclass
@@ -140,7 +153,7 @@ class Checkpoints:
             try:
                 told, receipts = self.store.manifest(number)
                 self._check(number, receipts)
-            except ValueError as error:
+            except DamagedError as error:
                 damaged.append(f"version {number} is damaged ({error})")
                 continue
             if damaged:
@@ -176,10 +189,14 @@ class Checkpoints:
         """Write all files; return their receipts."""
         write = partial(_write, store=self.store, version=self._version)
         graph: Graph = dict(files.remote)
-        names = {key: f"{number:04}.npz" for key, number in files.numbers.items()}
+        # Names of their own: a task that outlives its save writes over nothing.
+        token = uuid.uuid4().hex[:8]
+        names = {
+            key: f"{token}-{number:08}.npz" for key, number in files.numbers.items()
+        }
         wanted: list[Key] = []
         for key in files.remote:
-            wanted.append((f"checkpoint-{self._version}", names[key]))
+            wanted.append((f"checkpoint-{token}", files.numbers[key]))
             graph[wanted[-1]] = (partial(write, name=names[key]), key)
         done = self.runner.run(graph, wanted) if wanted else {}
         receipts = self.runner.fetch([done[key] for key in wanted])
@@ -190,13 +207,14 @@ class Checkpoints:
     def _check(self, version: int, receipts: list[Any]) -> None:
         """Read all files, inside tasks; raise what is wrong with one of them."""
         look = partial(_look, store=self.store, version=version)
-        keys: list[Key] = [("look", receipt.name) for receipt in receipts]
+        token = uuid.uuid4().hex[:8]
+        keys: list[Key] = [(f"look-{token}", k) for k in range(len(receipts))]
         pairs = zip(keys, receipts, strict=True)
         graph: Graph = {key: (partial(look, receipt=one),) for key, one in pairs}
         done = self.runner.run(graph, keys) if keys else {}
         for wrong in self.runner.fetch([done[key] for key in keys]):
             if wrong:
-                raise ValueError(wrong)
+                raise DamagedError(wrong)
 
     def _rebuild(
         self, described: dict[str, Any], receipts: list[Any], version: int
@@ -288,8 +306,12 @@ def _describe(reached: Reached, files: _Files) -> dict[str, Any]:
                 "state": files.describe(best.state),
             }
             for candidate, best in reached.best.items()
+            if candidate not in reached.outcomes
         ],
-        "records": [[asdict(one) for one in records] for records in reached.records],
+        "records": [
+            [asdict(one) for one in reached.records_of(candidate)]
+            for candidate in range(len(reached.records))
+        ],
         "initial": list(reached.initial),
         "outcomes": [
             {
@@ -336,7 +358,7 @@ def _look(*, store: Store, version: int, receipt: Any) -> str:
     """Return what is wrong with a file; nothing if it is sound."""
     try:
         store.read(version, receipt)
-    except ValueError as error:
+    except DamagedError as error:
         return str(error)
     return ""
 

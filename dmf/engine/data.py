@@ -102,6 +102,13 @@ class Data:
         return self.totals.masked > 0 or (lost and self.kind == "dense")
 
     @property
+    def noise(self) -> float:
+        """The root mean square of residuals that are nothing but rounding of X."""
+        epsilon = float(np.finfo(self.dtype).eps)
+        share = 10 * epsilon if self.masked else epsilon**0.5
+        return share * math.sqrt(self.totals.mean_square)
+
+    @property
     def gram_weight(self) -> float:
         """The weight with which Gram matrices of the factors enter the loss.
 

@@ -40,8 +40,8 @@ class Rules:
 class Outcome:
     """What the loop leaves behind of a candidate.
 
-    `state` holds the candidate alone; None if it was dropped. Its leaves are values,
-    unless X is a Dask array: then they stay where the tasks ran.
+    `state` holds the candidate alone; None if it was dropped. In the end its leaves are
+    values, unless X is a Dask array: then they stay where the tasks ran.
     """
 
     candidate: int
@@ -85,6 +85,35 @@ def score(record: Record, validated: bool) -> float:
     """Return what tells the better of two candidates: less is better."""
     told = record.validation_rmse if validated else record.objective
     return math.inf if math.isnan(told) else told
+
+
+def worse_half(scores: dict[int, float]) -> list[int]:
+    """Return the worse half of the candidates; of an odd number, the smaller half."""
+    ranking = sorted(scores, key=lambda k: (scores[k], k))
+    return ranking[(len(ranking) + 1) // 2 :]
+
+
+def converges(
+    records: Sequence[Record], before: float, tol: float, noise: float
+) -> bool:
+    """Return whether one of some rounds has hardly changed anything.
+
+    Parameters
+    ----------
+    records : sequence of Record
+    before : float
+        The objective before the first of them.
+    tol : float
+        The share of the objective that is hardly anything; 0: nothing is.
+    noise : float
+        Root mean squares up to this are rounding.
+    """
+    for record in records:
+        change = abs(before - record.objective)
+        if tol > 0 and (change < tol * record.objective or record.rmse <= noise):
+            return True
+        before = record.objective
+    return False
 
 
 def first_explosion(records: Sequence[Record]) -> int | None:

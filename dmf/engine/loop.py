@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import InitVar, dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from dmf.engine.checkpoint import Checkpoints, Reached
 from dmf.engine.data import Data
-from dmf.engine.endings import Best, Outcome, Rules, first_explosion, score
+from dmf.engine.endings import (
+    Best,
+    Outcome,
+    Rules,
+    converges,
+    first_explosion,
+    score,
+    worse_half,
+)
 from dmf.engine.interrupts import Interrupts
-from dmf.engine.records import first_objectives, records_of
+from dmf.engine.records import certificate_of, first_objectives, records_of
 from dmf.engine.rounds import (
     Batch,
     State,
@@ -28,9 +35,9 @@ from dmf.objective import Objective
 from dmf.solvers.base import Report, Solver
 from dmf.status import Certificate, Code, Status
 
-# Rounds after which the factors of a fit on a cluster are kept on this side too: what
-# dead workers took along is then computed again from there.
+# Rounds after which factors on a cluster are kept on this side too.
 SNAPSHOT_EVERY = 10
+NOT_SAVED = "no checkpoint could be saved ({}); the fit goes on, the last one is kept"
 # How often in a row the same rounds may fail on a cluster that loses workers.
 MAX_LOSSES = 5
 
@@ -77,6 +84,8 @@ class Loop:
             reached = Reached(None, {}, nothing, objectives, {}, drop)
         self._go_on_from(reached)
         self._alive = set(range(count)) - set(self._outcomes)
+        self._settle()
+        self._unsaved = False
         self._ahead: Batch | None = None
         self._snapshot: tuple[State, dict[int, Best]] | None = None
         self._interrupts = Interrupts()
@@ -89,7 +98,6 @@ class Loop:
         """Run, and go on after workers were lost. Return an outcome a candidate."""
         before = max((r[-1].seconds for r in self._records if r), default=0.0)
         self._began = time.perf_counter() - before
-        ended = not self._alive
         # What came from a checkpoint, no task of this fit can compute again.
         self._take_snapshot()
         try:
@@ -99,27 +107,41 @@ class Loop:
         finally:
             # What was sent ahead shall not outlive the fit on a cluster.
             self._ahead = None
-        if self.checkpoints is not None and not (ended or self._stopped):
-            self.checkpoints.save(self._reached())
+        try:
+            self._save()
+        except ClusterError as error:
+            warnings.warn(NOT_SAVED.format(error), UserWarning, stacklevel=2)
         return [self._at_home(self._outcomes[k]) for k in sorted(self._outcomes)]
 
-    def _reached(self) -> Reached:
-        """Return where the fit is."""
-        return Reached(
+    def _settle(self) -> None:
+        """Note where the fit is: after a batch, with all that follows from it."""
+        self._settled = Reached(
             self._state if self._alive else None,
-            self._best,
+            dict(self._best),
             self._records,
             self._initial,
-            self._outcomes,
+            dict(self._outcomes),
             self._drop_next,
         )
+        self._unsaved = True
+
+    def _save(self) -> bool:
+        """Save where the fit was when it was settled last; return whether it could."""
+        if self.checkpoints is None or not self._unsaved:
+            return False
+        try:
+            self._settled = self.checkpoints.save(self._settled)
+        except OSError as error:
+            warnings.warn(NOT_SAVED.format(error), UserWarning, stacklevel=2)
+            return False
+        self._unsaved = False
+        return True
 
     def _go_on_from(self, reached: Reached) -> None:
         self._state = reached.state
-        self._best = reached.best
-        self._records = reached.records
-        self._initial = reached.initial
-        self._outcomes = reached.outcomes
+        self._best = dict(reached.best)
+        self._records, self._initial = reached.records, reached.initial
+        self._outcomes = dict(reached.outcomes)
         self._drop_next = reached.drop_next
 
     def _at_home(self, outcome: Outcome) -> Outcome:
@@ -133,6 +155,7 @@ class Loop:
             state = self._state or self._begin()
             if state.round >= self.rules.max_rounds:
                 self._retire(state, dict.fromkeys(state.candidates, "max_rounds"))
+                self._settle()
             else:
                 self._run_batch(state)
         except WorkersLost as error:
@@ -154,8 +177,6 @@ class Loop:
                 raise
             self._stopped = True
             self._state = reached
-            if self.checkpoints is not None:
-                self.checkpoints.save(self._reached())
             self._retire(reached, dict.fromkeys(self._alive, "interrupted"))
 
     def _begin(self) -> State:
@@ -169,7 +190,7 @@ class Loop:
             self._best = dict(best)
             state = state.restored(self.runner.put(list(state.leaves.values())))
         elif saved is not None and saved.state is not None:
-            state, self._best = saved.state, saved.best
+            state, self._best = saved.state, dict(saved.best)
         else:
             state, self._best = self.start(self.data, self.runner), {}
         self._state = self._only(state, self._alive)
@@ -199,8 +220,7 @@ class Loop:
             # Run the batch again, up to the round before the one that exploded.
             whole = round - state.round - 1
             good = state if whole == 0 else self._submit(state, whole).after
-            told[k] = told[k][:whole]
-            self._keep_records(k, told[k])
+            self._keep_records(k, told[k][:whole])
             self._retire(good, {k: "diverged"})
         if not self._alive:
             return
@@ -224,8 +244,10 @@ class Loop:
             endings = dict.fromkeys(self._alive, "stopped")
         self._retire(after, endings)
         self._drop_losers(after.round)
-        if due and self._alive and self.checkpoints is not None:
-            self._go_on_from(self.checkpoints.save(self._reached()))
+        if not self._stopped:
+            self._settle()
+        if due and self._alive and self._save():
+            self._go_on_from(self._settled)
         if after.round // SNAPSHOT_EVERY > state.round // SNAPSHOT_EVERY:
             self._take_snapshot()
 
@@ -304,17 +326,7 @@ class Loop:
         before = self._initial[candidate]
         if earlier >= 0:
             before = self._records[candidate][earlier].objective
-        # Below a few times the rounding of X there is nothing to gain any more.
-        epsilon = float(np.finfo(self.data.dtype).eps)
-        noise = 10 * epsilon if self.data.masked else epsilon**0.5
-        floor = noise * math.sqrt(self.data.totals.mean_square)
-        for record in records:
-            change = abs(before - record.objective)
-            small = change < self.rules.tol * record.objective or record.rmse <= floor
-            if small and self.rules.tol > 0:
-                return True
-            before = record.objective
-        return False
+        return converges(records, before, self.rules.tol, self.data.noise)
 
     def _drop_losers(self, round: int) -> None:
         """Drop the worse half, and again whenever the rounds have doubled."""
@@ -323,15 +335,15 @@ class Loop:
         # Rounds that run again after a loss come too late for what is done.
         while self._drop_next <= round:
             self._drop_next *= 2
+        assert self._state is not None
         # Those that have come to their end stay in the contest.
         kept = [k for k, o in self._outcomes.items() if o.status.code != "dropped"]
-        ranking = sorted((*kept, *self._alive), key=lambda k: (self._score(k), k))
-        losers = [k for k in ranking[(len(ranking) + 1) // 2 :] if k in self._alive]
-        assert self._state is not None
+        scores = {
+            k: score(self._records[k][-1], self.data.totals.held_out > 0)
+            for k in (*kept, *self._alive)
+        }
+        losers = [k for k in worse_half(scores) if k in self._alive]
         self._retire(self._state, dict.fromkeys(losers, "dropped"))
-
-    def _score(self, candidate: int) -> float:
-        return score(self._records[candidate][-1], self.data.totals.held_out > 0)
 
     def _retire(self, state: State, endings: dict[int, Code]) -> None:
         """Let candidates end with the factors of a state, or with their best ones."""
@@ -377,15 +389,7 @@ class Loop:
         graph, keys = build_stationarity(self.data, objective, state.renamed())
         leaves = self.runner.run(graph, keys)
         W, H = self.runner.fetch([leaves[key] for key in keys])
-        records = self._records[candidate]
-        return Certificate(
-            objective=float(W.loss[0] + W.penalty[0] + H.penalty[0])
-            + self.data.constant,
-            gradient_norm_W=math.sqrt(W.gradient[0]),
-            gradient_norm_H=math.sqrt(H.gradient[0]),
-            start_W=records[0].gradient_norm_W if records else math.nan,
-            start_H=records[0].gradient_norm_H if records else math.nan,
-        )
+        return certificate_of(W, H, self._records[candidate], self.data.constant)
 
     def _only(self, state: State, candidates: set[int]) -> State:
         positions = [k for k, c in enumerate(state.candidates) if c in candidates]
@@ -413,8 +417,4 @@ class Loop:
 
     def _bring_home(self, state: State) -> State:
         """Return a state that no worker can take along; the same one if it's safe."""
-        if not self._at_risk or state.home:
-            return state
-        values: list[Any] = self.runner.fetch(list(state.leaves.values()))
-        leaves = dict(zip(state.leaves, values, strict=True))
-        return replace(state, leaves=leaves, home=True)
+        return state.fetched(self.runner) if self._at_risk else state

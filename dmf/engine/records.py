@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,8 @@ from dmf.engine.rounds import State
 from dmf.history import Record
 from dmf.objective import Objective
 from dmf.solvers.base import Report
+from dmf.solvers.certificate import Stationarity
+from dmf.status import Certificate
 
 Reports = tuple[Report, Report]  # of the half-steps of W and of H
 
@@ -73,6 +76,29 @@ def records_of(
                 validation_mae=float(absolutes),
             )
     return told
+
+
+def certificate_of(
+    W: Stationarity, H: Stationarity, records: Sequence[Record], constant: float
+) -> Certificate:
+    """Return how stationary the factors of one candidate are.
+
+    Parameters
+    ----------
+    W, H : Stationarity
+        Of that candidate alone.
+    records : sequence of Record
+        Of its rounds.
+    constant : float
+        What the loss of the kernels lacks.
+    """
+    return Certificate(
+        objective=float(W.loss[0] + W.penalty[0] + H.penalty[0]) + constant,
+        gradient_norm_W=math.sqrt(W.gradient[0]),
+        gradient_norm_H=math.sqrt(H.gradient[0]),
+        start_W=records[0].gradient_norm_W if records else math.nan,
+        start_H=records[0].gradient_norm_H if records else math.nan,
+    )
 
 
 def _of_candidate(report: Report, position: int) -> Report:

@@ -73,6 +73,15 @@ class State:
             leaves=dict(zip(names.values(), leaves, strict=True)),
         )
 
+    def fetched(self, runner: Runner) -> State:
+        """Return the same state with its leaves as values on this side of a cluster."""
+        if self.home:
+            return self
+        values: list[Any] = runner.fetch(list(self.leaves.values()))
+        return replace(
+            self, leaves=dict(zip(self.leaves, values, strict=True)), home=True
+        )
+
     def renamed(self) -> State:
         """Return the same state, for tasks that aren't those of its next round."""
         return replace(self, stack=_new_stack())
@@ -298,13 +307,14 @@ def build_errors(data: Data, state: State, place: Place) -> tuple[Graph, Key]:
     total = trace.sum_over_all(trace.sum_over_strip(each))
     inputs = {
         entries: place,
-        W: Place(partial(_own, state.strips[0]), (FACTOR,)),
-        H: Place(partial(_other, state.strips[1]), (FACTOR,)),
+        W: Place(partial(_own, state.strips[0]), (FACTOR,), users=data.grid.shape[1]),
+        H: Place(partial(_other, state.strips[1]), (FACTOR,), users=data.grid.shape[0]),
     }
     shape = data.grid.shape
     prefix = (state.stack, state.round)
     label = f"WH-{data.token}"
-    lowering = Lowering(trace, inputs, (total,), shape, label, prefix)
+    apart = data.remote  # no memory of the solver shall travel to be validated
+    lowering = Lowering(trace, inputs, (total,), shape, label, prefix, apart=apart)
     return lowering.graph, lowering.find(total).key(0, 0)
 
 

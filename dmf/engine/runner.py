@@ -147,7 +147,10 @@ class Cluster:
             for worker, part in self._dealt(len(values), in_order):
                 # Without hash=False, data that were scattered before would share their
                 # keys, and be lost when the earlier copy is released.
-                leaves += self._client.scatter(values[part], worker, hash=False)
+                try:
+                    leaves += self._client.scatter(values[part], worker, hash=False)
+                except (KeyError, TimeoutError):  # it has gone, or is paused
+                    leaves += self._client.scatter(values[part], hash=False)
         return leaves
 
     def run(

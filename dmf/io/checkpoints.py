@@ -8,6 +8,7 @@ pickled.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import re
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from dmf.engine.checkpoint import DamagedError
 from dmf.io.model import decode, encode
 from dmf.io.places import PathLike, explain, locate
 
@@ -26,10 +28,7 @@ FORMAT = "dmf-checkpoint"
 FORMAT_VERSION = 1
 KEPT = 2
 MANIFEST = "manifest.json"
-
-
-class DamagedError(ValueError):
-    """A version can't be used: something of it is missing, torn or changed."""
+OURS = r"[0-9a-f]{8}-\d{8}\.npz|manifest\.json"
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,8 @@ class CheckpointStore:
             msg = f"the checkpoint {self.url} is a file; name a folder"
             raise ValueError(msg)
         try:
-            entries = files.ls(root, detail=True, refresh=True)
+            files.invalidate_cache()
+            entries = files.ls(root, detail=True)
         except FileNotFoundError:
             return []
         names = [entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries]
@@ -82,7 +82,7 @@ class CheckpointStore:
         """Write arrays as one file of a version."""
         buffer = io.BytesIO()
         plain: dict[str, Any] = {key: np.asarray(part) for key, part in arrays.items()}
-        np.savez(buffer, **plain)
+        np.savez(buffer, allow_pickle=False, **plain)
         content = buffer.getvalue()
         self._write(version, name, content)
         return Receipt(name, len(content), _checksum(content))
@@ -113,6 +113,7 @@ class CheckpointStore:
             It can't be written, or this process doesn't see what workers have written.
         """
         files, root = self._files()
+        files.invalidate_cache()
         for receipt in receipts:
             path = self._path(root, version, receipt.name)
             if not files.exists(path) or files.size(path) != receipt.size:
@@ -148,21 +149,31 @@ class CheckpointStore:
                 msg = f"{MANIFEST} isn't what was written"
                 raise DamagedError(msg)
             body: dict[str, Any] = decode(json.loads(text))
-            if body["format"] != FORMAT or body["format_version"] > FORMAT_VERSION:
-                msg = "it was written by a newer dmf"
-                raise DamagedError(msg)
-            return body["told"], [Receipt(**one) for one in body["files"]]
+            written, known = body["format_version"], body["format"] == FORMAT
+            told, receipts = body["told"], [Receipt(**one) for one in body["files"]]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DamagedError(explain(error)) from error
+        if not known or written > FORMAT_VERSION:
+            msg = (
+                f"the checkpoint {self.url} has format version {written}, but this dmf "
+                f"reads versions up to {FORMAT_VERSION}; upgrade dmf"
+            )
+            raise ValueError(msg)
+        return told, receipts
 
     def _prune(self) -> None:
         """Remove all but the last versions, and what never became one."""
         files, root = self._files()
         kept = {f"v{number:08}" for number in self.versions()[:KEPT]}
-        for entry in files.ls(root, detail=True, refresh=True):
+        for entry in files.ls(root, detail=True):
             name = entry["name"].rstrip("/").rsplit("/", 1)[-1]
-            if re.fullmatch(r"v\d{8}", name) and name not in kept:
-                files.rm(entry["name"], recursive=True)
+            if not re.fullmatch(r"v\d{8}", name) or name in kept:
+                continue
+            inside = [one.rsplit("/", 1)[-1] for one in files.find(entry["name"])]
+            if all(re.fullmatch(OURS, one) for one in inside):
+                # What is in the way now goes the next time.
+                with contextlib.suppress(OSError):
+                    files.rm(entry["name"], recursive=True)
 
     def _is_published(self, version: int) -> bool:
         files, root = self._files()

@@ -30,8 +30,8 @@ from dmf.io.places import (
     peek,
     published,
 )
+from dmf.io.tables import CUT_OFF, Columns, is_table, open_table, suffix_of, write_table
 from dmf.io.tables import SUFFIXES as TABLES
-from dmf.io.tables import Columns, is_table, open_table, suffix_of, write_table
 from dmf.validation import check_matrix
 
 Array = Any
@@ -288,7 +288,7 @@ def _open_mtx(path: str) -> Array:
 
     try:
         return mmread(path, spmatrix=False)
-    except (ValueError, OverflowError, EOFError, OSError) as error:
+    except (ValueError, OverflowError, MemoryError, *CUT_OFF, OSError) as error:
         msg = f"{path} isn't a Matrix Market file, or it is damaged ({explain(error)})"
         raise ValueError(msg) from error
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import lzma
 import os
 import sys
+import zlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +19,8 @@ SEPARATORS = {".csv": ",", ".tsv": "\t"}
 CSV = tuple(SEPARATORS)
 SUFFIXES = (*CSV, ".parquet")
 # What a reader raises for a file that isn't what its name says.
-DAMAGE = (ValueError, TypeError, KeyError, UnicodeError, EOFError, OSError)
+CUT_OFF = (EOFError, zlib.error, lzma.LZMAError)
+DAMAGE = (*CUT_OFF, ValueError, TypeError, KeyError, UnicodeError, OSError)
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,12 @@ class Columns:
         """
         named = [self.row, self.column, self.value]
         if all(name is not None for name in named):
+            if self.index is not None:
+                msg = (
+                    f"index={self.index!r} is for a table that is a matrix; leave it "
+                    "out, or row, column and value"
+                )
+                raise ValueError(msg)
             return True
         if any(name is not None for name in (*named, self.weight)):
             msg = (
@@ -118,9 +127,12 @@ def open_table(place: str, columns: Columns, duplicates: str) -> Triplets | Fram
     assert columns.row is not None
     assert columns.column is not None
     assert columns.value is not None
-    return from_triplets(
-        frame, columns.row, columns.column, columns.value, columns.weight, duplicates
-    )
+    names = (columns.row, columns.column, columns.value, columns.weight)
+    try:
+        return from_triplets(frame, *names, duplicates)
+    except CUT_OFF as error:
+        msg = f"{place} is damaged or cut off ({explain(error)}); copy it again"
+        raise ValueError(msg) from error
 
 
 def _read_long(place: str, columns: Columns) -> Any:
@@ -130,9 +142,16 @@ def _read_long(place: str, columns: Columns) -> Any:
     suffix = suffix_of(place)
     if suffix not in CSV:
         return dd.read_parquet(place, columns=columns.wanted, index=False)
-    # A compressed file can't be read from amid it.
-    whole = {} if place.lower().endswith(suffix) else {"blocksize": None}
-    return dd.read_csv(place, sep=SEPARATORS[suffix], usecols=columns.wanted, **whole)
+    # Dask would guess from the first lines, where ratings may all be whole numbers.
+    numbers = {n: "float64" for n in (columns.value, columns.weight) if n is not None}
+    options: dict[str, Any] = {
+        "sep": SEPARATORS[suffix],
+        "usecols": columns.wanted,
+        "dtype": numbers,
+    }
+    if not place.lower().endswith(suffix):
+        options["blocksize"] = None  # a compressed file can't be read from amid it
+    return dd.read_csv(place, **options)
 
 
 def _read_wide(place: str, columns: Columns) -> Frame:
