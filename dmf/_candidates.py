@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dmf._checkpoint import Keep, Saved, described
+from dmf._checkpoint import Keep, Saved
 from dmf.engine.arrays import factor_of, level_of, offsets_of
-from dmf.engine.checkpoint import fingerprint
+from dmf.engine.checkpoint import digest, fingerprint
 from dmf.engine.data import Data, load
 from dmf.engine.endings import Outcome, Rules
 from dmf.engine.kinds import is_dask
@@ -137,7 +137,7 @@ def fit_candidates(
         checkpoints, reached = None, None
         if saved is not None:
             checkpoints = saved.checkpoints
-            settled = described(candidates, settings, start)
+            settled = _described(candidates, settings, start)
             reached = saved.reached(machine, settled, fingerprint(data, runner))
         loop = Loop(
             data,
@@ -160,6 +160,35 @@ def fit_candidates(
             )
             for candidate, outcome in zip(candidates, outcomes, strict=True)
         ]
+
+
+def _described(
+    candidates: Sequence[Candidate], settings: Settings, start: Start
+) -> dict[str, str]:
+    """Return all that the factors depend on besides the data, in words."""
+    given = [start.given(axis) for axis in (0, 1)]
+    of_all: dict[str, list[Any]] = {
+        "restarts": [candidate.number for candidate in candidates],
+        "rank": [candidate.rank for candidate in candidates],
+        "penalty": [candidate.penalty for candidate in candidates],
+        "start": [
+            digest(one) if isinstance(one, np.ndarray) else type(one).__name__
+            for one in given
+        ],
+    }
+    of_each = {
+        "offsets": settings.offsets,
+        "offset_penalty": settings.offset_penalty,
+        "unobserved_weight": settings.unobserved_weight,
+        "solver": settings.solver,
+        "seed": settings.seed,
+        **asdict(settings.rules),
+    }
+    told = {
+        name: repr(values[0] if len(values) == 1 else values)
+        for name, values in of_all.items()
+    }
+    return told | {name: repr(value) for name, value in of_each.items()}
 
 
 def _watch(callbacks: Iterable[Callback], record: Record) -> bool:

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-
-from dmf.engine.checkpoint import Checkpoints, Reached, digest
+from dmf.engine.checkpoint import Checkpoints, Reached
 from dmf.engine.cost import Machine
 from dmf.engine.runner import Runner
-from dmf.init import Start
 from dmf.io.checkpoints import CheckpointStore
 from dmf.io.places import check_folder, is_url
 from dmf.validation import check_bool, check_integer
-
-if TYPE_CHECKING:
-    from dmf._candidates import Candidate, Settings
 
 # Rounds between two checkpoints, unless something else is asked for.
 EVERY = 20
@@ -99,7 +92,7 @@ class Saved:
         machine : Machine
             That was planned for.
         settings : dict
-            As `described` tells them.
+            What the factors depend on besides the data, in words.
         data : str
             The fingerprint of the data.
 
@@ -132,32 +125,3 @@ class Saved:
             )
             raise ValueError(msg)
         return self.checkpoints.restore(self._version)
-
-
-def described(
-    candidates: Sequence[Candidate], settings: Settings, start: Start
-) -> dict[str, str]:
-    """Return all that the factors depend on besides the data, in words."""
-    given = [start.given(axis) for axis in (0, 1)]
-    of_all: dict[str, list[Any]] = {
-        "restarts": [candidate.number for candidate in candidates],
-        "rank": [candidate.rank for candidate in candidates],
-        "penalty": [candidate.penalty for candidate in candidates],
-        "start": [
-            digest(one) if isinstance(one, np.ndarray) else type(one).__name__
-            for one in given
-        ],
-    }
-    of_each = {
-        "offsets": settings.offsets,
-        "offset_penalty": settings.offset_penalty,
-        "unobserved_weight": settings.unobserved_weight,
-        "solver": settings.solver,
-        "seed": settings.seed,
-        **asdict(settings.rules),
-    }
-    told = {
-        name: repr(values[0] if len(values) == 1 else values)
-        for name, values in of_all.items()
-    }
-    return told | {name: repr(value) for name, value in of_each.items()}

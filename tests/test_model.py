@@ -19,6 +19,7 @@ import zarr
 
 import dmf
 from dmf.io import model
+from dmf.io.plain import KNOWN
 from dmf.penalties import Lasso, NonNegative, Smooth
 from tests import problems
 from tests.problems import low_rank
@@ -114,7 +115,7 @@ def test_every_class_of_a_model_is_tested() -> None:
             made += [one, *getattr(one, "parts", ())]
     made = [one for one in made if not isinstance(one, str)]
     made.append(fitted().certificate)
-    assert {type(one).__name__ for one in made} - {"NoneType"} == set(model.KNOWN)
+    assert {type(one).__name__ for one in made} - {"NoneType"} == set(KNOWN)
 
 
 @pytest.mark.parametrize("penalty", PENALTIES, ids=repr)

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from dmf.engine.checkpoint import DamagedError
-from dmf.io.model import decode, encode
 from dmf.io.places import PathLike, explain, locate
+from dmf.io.plain import decode, encode
 
 Array = Any
 
