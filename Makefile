@@ -10,7 +10,7 @@ demo: $(VENV)/.user
 	find dmf -name '*.nb[ic]' -delete
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -17,6 +17,7 @@ from functools import partial
 from itertools import product
 from typing import Any
 
+import dask
 import numpy as np
 
 import dmf
@@ -177,16 +178,15 @@ def report_import() -> None:
 
 
 def main() -> None:
-    from distributed import Client, LocalCluster
+    from distributed import default_client
+
+    from dmf.engine.cluster import started
 
     print_machine()
     report_import()
-    with (
-        LocalCluster(
-            n_workers=2, threads_per_worker=1, dashboard_address=":0"
-        ) as cluster,
-        Client(cluster, set_as_default=False) as client,
-    ):
+    # The cluster is Dask's default now, but threads are measured as well.
+    with started(2), dask.config.set(scheduler=None):
+        client = default_client()
         if "--large" in sys.argv[1:]:
             report(power_law(300_000, 60_000, 31_000_000, 32), 32, client, repeat=3)
             return

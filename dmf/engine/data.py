@@ -293,7 +293,7 @@ def _load_dask(
         origin = (grid.strip(0, i).start, grid.strip(1, j).start)
         graph[key] = (look, work.kind, *origin, *(part[i][j] for part in parts))
         keys.append(key)
-    return grid, runner.run(graph, keys, in_order=True)
+    return grid, runner.run(graph, keys)
 
 
 def _aligned(X: Any, name: str, grid: Grid, runner: Runner) -> Any:

@@ -14,8 +14,6 @@ import dask
 import dask.threaded
 import psutil
 from dask.base import persist
-from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
-from dask.optimization import cull
 from dask.system import CPU_COUNT
 from threadpoolctl import threadpool_limits
 
@@ -44,14 +42,14 @@ class Tasks:
     it is, without the layers and the optimisation that an array of arrays would need.
     """
 
-    def __init__(self, graph: Graph | HighLevelGraph, keys: list[Key]) -> None:
+    def __init__(self, graph: Graph, keys: list[Key]) -> None:
         self.graph = graph
         self.keys = keys
 
     __dask_optimize__ = None
     __dask_scheduler__ = staticmethod(dask.threaded.get)
 
-    def __dask_graph__(self) -> Graph | HighLevelGraph:
+    def __dask_graph__(self) -> Graph:
         return self.graph
 
     def __dask_keys__(self) -> list[Key]:
@@ -81,13 +79,8 @@ class Runner(Protocol):
     def put(self, values: list[Any], *, in_order: bool = False) -> list[Leaf]:
         """Bring values to where the tasks run; in order: neighbours to one worker."""
 
-    def run(
-        self, graph: Graph, keys: list[Key], *, in_order: bool = False
-    ) -> dict[Key, Leaf]:
-        """Compute keys; return what stands for their values in the next graph.
-
-        In order: keys that follow each other are computed on one worker.
-        """
+    def run(self, graph: Graph, keys: list[Key]) -> dict[Key, Leaf]:
+        """Compute keys; return what stands for their values in the next graph."""
 
     def fetch(self, leaves: list[Leaf]) -> list[Any]:
         """Return the values of leaves."""
@@ -107,9 +100,7 @@ class Threads:
     def put(self, values: list[Any], *, in_order: bool = False) -> list[Leaf]:
         return values
 
-    def run(
-        self, graph: Graph, keys: list[Key], *, in_order: bool = False
-    ) -> dict[Key, Leaf]:
+    def run(self, graph: Graph, keys: list[Key]) -> dict[Key, Leaf]:
         chosen = dask.config.get("scheduler", None)
         if chosen is None:
             # At once: what a collection goes through first takes longer than small
@@ -153,30 +144,12 @@ class Cluster:
                     leaves += self._client.scatter(values[part], hash=False)
         return leaves
 
-    def run(
-        self, graph: Graph, keys: list[Key], *, in_order: bool = False
-    ) -> dict[Key, Leaf]:
+    def run(self, graph: Graph, keys: list[Key]) -> dict[Key, Leaf]:
+        # Tasks aren't bound to workers, not even loosely: those whose worker has died
+        # would wait for it.
         with _translated():
-            tasks = self._placed(graph, keys) if in_order else graph
-            done = self._client.persist(Tasks(tasks, keys))
+            done = self._client.persist(Tasks(graph, keys))
         return {key: done.graph[key] for key in keys}
-
-    def _placed(self, graph: Graph, keys: list[Key]) -> HighLevelGraph:
-        """Return a graph that says which worker is to compute which keys, if it can.
-
-        A layer holds what its worker's keys need and no earlier layer has.
-        """
-        layers: dict[str, MaterializedLayer] = {}
-        seen: set[Key] = set()
-        for worker, part in self._dealt(len(keys), in_order=True):
-            needed, _ = cull(graph, keys[part])
-            layers[f"layer-{len(layers)}"] = MaterializedLayer(
-                {key: task for key, task in needed.items() if key not in seen},
-                {"workers": worker, "allow_other_workers": True} if worker else None,
-            )
-            seen |= needed.keys()
-        names = list(layers)
-        return HighLevelGraph(layers, {n: set(names[:k]) for k, n in enumerate(names)})
 
     def _dealt(
         self, count: int, in_order: bool
