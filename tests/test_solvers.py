@@ -125,7 +125,6 @@ def textbook(
             lambda G, k: 0.03 * G / np.linalg.norm(G, axis=1, keepdims=True),
         ),
     ],
-    ids=str,
 )
 def test_fixed_steps_are_the_textbook(solver: Any, move: Any) -> None:
     problem = low_rank()

@@ -244,7 +244,6 @@ def test_arguments(
         {"penalty": ("auto", None)},
         {"callbacks": iter([])},
     ],
-    ids=str,
 )
 def test_arguments_that_are_right(arguments: dict[str, Any]) -> None:
     fit = dmf.factorize(low_rank().nan, **({"rank": 2, "max_rounds": 2} | arguments))
