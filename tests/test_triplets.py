@@ -128,7 +128,7 @@ IDS = [
 ]
 
 
-@pytest.mark.parametrize("ids", IDS, ids=lambda ids: repr(ids[0]))
+@pytest.mark.parametrize("ids", IDS)
 def test_any_hashable_ids(ids: list[Any]) -> None:
     lines = [(ids[k % 3], ids[(k // 3) % 3], float(k), 1.0) for k in range(8)]
     t = from_triplets(frame_of(lines), **NAMES)
