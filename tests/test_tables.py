@@ -174,6 +174,9 @@ def test_columns_are_named_all_or_none(tmp_path: Path) -> None:
         open_matrix(tmp_path / "X.npy", LONG)
     with pytest.raises(ValueError, match="there is no column 'date'; the table has"):
         open_matrix(tmp_path / "t.csv", Columns(index="date"))
+    message = "holds .*, not numbers; if it labels the rows, name it with --index user"
+    with pytest.raises(ValueError, match=message):
+        open_matrix(tmp_path / "t.csv")
     with pytest.raises(ValueError, match="would be a table, but the input isn't a"):
         write_matrix(PROBLEM.nan, tmp_path / "out.csv")
 

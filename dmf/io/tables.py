@@ -9,7 +9,7 @@ import zlib
 from dataclasses import dataclass
 from typing import Any
 
-from dmf.containers import Triplets
+from dmf.containers import Triplets, not_numbers
 from dmf.io.places import explain, is_url
 from dmf.triplets import from_triplets
 
@@ -123,6 +123,7 @@ def open_table(place: str, columns: Columns, duplicates: str) -> Triplets | Fram
         msg = f"{place} can't be read as {what} ({told}); check the file"
         raise ValueError(msg) from error
     if not long:
+        _check_numbers(frame, place)
         return frame
     assert columns.row is not None
     assert columns.column is not None
@@ -168,6 +169,18 @@ def _read_wide(place: str, columns: Columns) -> Frame:
         msg = f"there is no column {columns.index!r}; the table has {found}"
         raise ValueError(msg)
     return frame.set_index(columns.index)
+
+
+def _check_numbers(frame: Frame, place: str) -> None:
+    """Refuse columns of words: one of them may be meant for the labels."""
+    for j, name in enumerate(frame.columns):
+        found = not_numbers(frame.iloc[:, j])
+        if found is not None:
+            msg = (
+                f"column {name!r} of {place} holds {found}, not numbers; if it labels "
+                f"the rows, name it with --index {name}, else leave it out of the table"
+            )
+            raise ValueError(msg)
 
 
 def is_table(value: Any) -> bool:
