@@ -21,7 +21,7 @@ import dask
 import numpy as np
 
 import dmf
-from benchmarks.common import in_turns, median_ms, power_law, print_machine, seconds_of
+from benchmarks.common import in_turns, median_ms, power_law, print_machine
 from dmf.engine.data import Data, load
 from dmf.engine.endings import Rules
 from dmf.engine.loop import Loop
@@ -82,11 +82,7 @@ def bare_kernels(
 
 def run_bare(*arguments: Any) -> float:
     """Return the median seconds of the bare kernels."""
-    return float(
-        np.median(
-            [seconds_of(partial(bare_kernels, *arguments)) for _ in range(ROUNDS)]
-        )
-    )
+    return median_ms(partial(bare_kernels, *arguments), ROUNDS) / 1e3
 
 
 def _own_seconds(call: Callable[[], float]) -> float:

@@ -15,68 +15,15 @@ Command = Callable[..., Any]
 SECONDS = {"s": 1, "min": 60, "h": 3600}
 
 
-def cluster_options(command: Command) -> Command:
-    """Add the options that say where the work is done."""
-    command = click.option(
-        "--workers",
-        type=click.IntRange(min=1),
-        metavar="N",
-        help="Start N worker processes on this machine, and end them afterwards. "
-        "Without this and --scheduler, the threads of this process do the work.",
-    )(command)
-    return click.option(
-        "--scheduler",
-        metavar="ADDRESS",
-        help="Use the Dask cluster at this address, as in tcp://10.0.0.5:8786. Its "
-        "workers must see the same files.",
-    )(command)
+def _together(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Return a decorator that adds all of these options, in this order."""
 
+    def add(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
 
-def table_options(command: Command) -> Command:
-    """Add the options that say what the columns of a table hold."""
-    names = {
-        "row": "Of a table with an observation a line: the column with ids of rows.",
-        "column": "The column with the ids of columns.",
-        "value": "The column with the values.",
-        "weight": "The column with weights, if there are any.",
-        "index": "Of a table that is a matrix: the column with the labels of its rows.",
-    }
-    command = click.option(
-        "--duplicates",
-        type=click.Choice(DUPLICATES),
-        default=DUPLICATES[0],
-        show_default=True,
-        help="What several values for one pair of ids become.",
-    )(command)
-    for name, told in reversed(names.items()):
-        command = click.option(f"--{name}", metavar="NAME", help=told)(command)
-    return command
-
-
-def checkpoint_options(command: Command) -> Command:
-    """Add the options that say where a fit is saved on its way."""
-    options = (
-        click.option(
-            "--checkpoint",
-            metavar="URL",
-            help="Save in this folder how far the fit has come, for --resume.",
-        ),
-        click.option(
-            "--checkpoint-every",
-            metavar="N",
-            callback=_every,
-            help="Save after every N rounds, or after a time, as in 90s, 10min or 2h. "
-            "By default, after every 20 rounds.",
-        ),
-        click.option(
-            "--resume",
-            is_flag=True,
-            help="Go on from the last checkpoint, if there is one.",
-        ),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return add
 
 
 def _every(
@@ -96,6 +43,69 @@ def _every(
     return timedelta(seconds=number * SECONDS[unit]) if unit else number
 
 
+# Where the work is done.
+cluster_options = _together(
+    click.option(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="Use the Dask cluster at this address, as in tcp://10.0.0.5:8786. Its "
+        "workers must see the same files.",
+    ),
+    click.option(
+        "--workers",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Start N worker processes on this machine, and end them afterwards. "
+        "Without this and --scheduler, the threads of this process do the work.",
+    ),
+)
+# What the columns of a table hold.
+table_options = _together(
+    click.option(
+        "--row",
+        metavar="NAME",
+        help="Of a table with an observation a line: the column with ids of rows.",
+    ),
+    click.option(
+        "--column", metavar="NAME", help="The column with the ids of columns."
+    ),
+    click.option("--value", metavar="NAME", help="The column with the values."),
+    click.option(
+        "--weight", metavar="NAME", help="The column with weights, if there are any."
+    ),
+    click.option(
+        "--index",
+        metavar="NAME",
+        help="Of a table that is a matrix: the column with the labels of its rows.",
+    ),
+    click.option(
+        "--duplicates",
+        type=click.Choice(DUPLICATES),
+        default=DUPLICATES[0],
+        show_default=True,
+        help="What several values for one pair of ids become.",
+    ),
+)
+# Where a fit is saved on its way.
+checkpoint_options = _together(
+    click.option(
+        "--checkpoint",
+        metavar="URL",
+        help="Save in this folder how far the fit has come, for --resume.",
+    ),
+    click.option(
+        "--checkpoint-every",
+        metavar="N",
+        callback=_every,
+        help="Save after every N rounds, or after a time, as in 90s, 10min or 2h. "
+        "By default, after every 20 rounds.",
+    ),
+    click.option(
+        "--resume",
+        is_flag=True,
+        help="Go on from the last checkpoint, if there is one.",
+    ),
+)
 mask_option = click.option(
     "--mask",
     metavar="PATH",

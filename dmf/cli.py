@@ -26,8 +26,8 @@ from dmf.offsets import COLUMNS
 from dmf.solvers import Solver
 
 # What bad input and the outside world raise, and extras that aren't installed: their
-# messages are for the user's eyes.
-# Anything else is a bug of ours, and shows its traceback.
+# messages are for the user's eyes. Anything else is a bug of ours, and shows its
+# traceback.
 EXPECTED = (ValueError, TypeError, OSError, ImportError, ClusterError)
 # What a shell reports for a process that Ctrl-C has ended.
 INTERRUPTED = 130

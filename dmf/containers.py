@@ -74,9 +74,9 @@ def unwrap(X: Any, name: str = "X") -> tuple[Any, Labels | None]:
     ValueError
         A DataArray isn't 2-D; sparse columns don't say what is missing.
     """
-    if _is_from("pandas", "DataFrame", X):
+    if is_from("pandas", "DataFrame", X):
         return _numbers(X, name), Labels(X.index, X.columns, _float_dtypes(X))
-    if _is_from("xarray", "DataArray", X):
+    if is_from("xarray", "DataArray", X):
         return X.data, _array_labels(X, name)
     return X, None
 
@@ -145,7 +145,8 @@ def check_continues(labels: Labels | None, fitted: Labels | None, name: str) -> 
         raise ValueError(msg)
 
 
-def _is_from(library: str, kind: str, X: Any) -> bool:
+def is_from(library: str, kind: str, X: Any) -> bool:
+    """Return whether X is a library's container, without importing the library."""
     # Whoever has one of its containers has imported the library.
     module = sys.modules.get(library)
     return module is not None and isinstance(X, getattr(module, kind))

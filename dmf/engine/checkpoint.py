@@ -82,10 +82,11 @@ class Reached:
 
     def records_of(self, candidate: int) -> list[Record]:
         """Return a candidate's records; there may be later ones than it has come to."""
-        outcome, state = self.outcomes.get(candidate), self.state
-        assert outcome is not None or state is not None
-        end = len(outcome.records) if outcome else state.round if state else 0
-        return self.records[candidate][:end]
+        outcome = self.outcomes.get(candidate)
+        if outcome is not None:
+            return list(outcome.records)
+        assert self.state is not None
+        return self.records[candidate][: self.state.round]
 
 
 @dataclass
@@ -109,7 +110,7 @@ class Checkpoints:
     about: dict[str, Any] = field(default_factory=dict)  # what fit it is
 
     def __post_init__(self) -> None:
-        self._version = max(self.store.versions(), default=0)
+        self._version = 0  # of what this fit has saved, or goes on from
         self._round = 0
         self._time = time.monotonic()
 
@@ -135,10 +136,11 @@ class Checkpoints:
         receipts = self._write(files)
         told = {"about": self.about, "reached": described}
         self.store.publish(self._version, told, receipts)
+        version = Version(self._version, **told, receipts=receipts)
         self._round, self._time = reached.round, time.monotonic()
         if not self.runner.remote:
             return reached
-        return self._rebuild(described, receipts, self._version)
+        return self._rebuild(version)
 
     def find(self) -> Version | None:
         """Return the last version that is sound; None if there never was one.
@@ -163,7 +165,7 @@ class Checkpoints:
                     f"{told['reached']['round']}"
                 )
                 warnings.warn(msg, UserWarning, stacklevel=2)
-            return Version(number, told["about"], told["reached"], receipts)
+            return Version(number, **told, receipts=receipts)
         if damaged:
             msg = (
                 f"of the checkpoint {self.store.url}, {' and '.join(damaged)}, and "
@@ -174,7 +176,7 @@ class Checkpoints:
 
     def restore(self, version: Version) -> Reached:
         """Return where the fit was, to go on from there."""
-        reached = self._rebuild(version.reached, version.receipts, version.number)
+        reached = self._rebuild(version)
         # What is newer is damaged: it is written over before a sound one goes.
         self._version = version.number
         self._round, self._time = reached.round, time.monotonic()
@@ -187,44 +189,39 @@ class Checkpoints:
 
     def _write(self, files: _Files) -> list[Any]:
         """Write all files; return their receipts."""
-        write = partial(_write, store=self.store, version=self._version)
-        graph: Graph = dict(files.remote)
         # Names of their own: a task that outlives its save writes over nothing.
         token = uuid.uuid4().hex[:8]
-        names = {
-            key: f"{token}-{number:08}.npz" for key, number in files.numbers.items()
+        write = {
+            key: partial(
+                _write,
+                store=self.store,
+                version=self._version,
+                name=f"{token}-{number:08}.npz",
+            )
+            for key, number in files.numbers.items()
         }
-        wanted: list[Key] = []
-        for key in files.remote:
-            wanted.append((f"checkpoint-{token}", files.numbers[key]))
-            graph[wanted[-1]] = (partial(write, name=names[key]), key)
-        done = self.runner.run(graph, wanted) if wanted else {}
-        receipts = self.runner.fetch([done[key] for key in wanted])
+        tasks = [(write[key], key) for key in files.remote]
+        receipts = _computed(self.runner, "checkpoint", tasks, files.remote)
         # What is on this side of a cluster is written from here.
-        receipts += [write(leaf, name=names[key]) for key, leaf in files.home.items()]
+        receipts += [write[key](leaf) for key, leaf in files.home.items()]
         return sorted(receipts, key=lambda receipt: receipt.name)
 
     def _check(self, version: int, receipts: list[Any]) -> None:
         """Read all files, inside tasks; raise what is wrong with one of them."""
         look = partial(_look, store=self.store, version=version)
-        token = uuid.uuid4().hex[:8]
-        keys: list[Key] = [(f"look-{token}", k) for k in range(len(receipts))]
-        pairs = zip(keys, receipts, strict=True)
-        graph: Graph = {key: (partial(look, receipt=one),) for key, one in pairs}
-        done = self.runner.run(graph, keys) if keys else {}
-        for wrong in self.runner.fetch([done[key] for key in keys]):
+        tasks = [(partial(look, receipt=receipt),) for receipt in receipts]
+        for wrong in _computed(self.runner, "look", tasks, {}):
             if wrong:
                 raise DamagedError(wrong)
 
-    def _rebuild(
-        self, described: dict[str, Any], receipts: list[Any], version: int
-    ) -> Reached:
-        """Return what was described, with factors that tasks read from the store."""
-        read = partial(_read, store=self.store, version=version)
+    def _rebuild(self, version: Version) -> Reached:
+        """Return where the fit was, with factors that tasks read from the store."""
+        described = version.reached
+        read = partial(_read, store=self.store, version=version.number)
         token = f"restored-{uuid.uuid4().hex[:8]}"
         graph: Graph = {
             (token, number): (partial(read, receipt=receipt),)
-            for number, receipt in enumerate(receipts)
+            for number, receipt in enumerate(version.receipts)
         }
         leaves = self.runner.run(graph, list(graph)) if graph else {}
         state = partial(_state, token=token, leaves=leaves)
@@ -239,7 +236,7 @@ class Checkpoints:
             outcomes[candidate] = Outcome(
                 candidate,
                 state(one["state"]) if one["state"] else None,
-                tuple(records[candidate][: one["rounds"]]),
+                tuple(records[candidate]),
                 one["initial"],
                 Status(**one["status"]),
                 Certificate(**certificate) if certificate else None,
@@ -317,7 +314,6 @@ def _describe(reached: Reached, files: _Files) -> dict[str, Any]:
             {
                 "candidate": outcome.candidate,
                 "state": files.describe(outcome.state),
-                "rounds": len(outcome.records),
                 "initial": outcome.initial_objective,
                 "status": asdict(outcome.status),
                 "certificate": asdict(outcome.certificate)
@@ -386,17 +382,21 @@ def fingerprint(data: Data, runner: Runner) -> str:
     It depends on every value, weight and place of what is observed and held out, and on
     the grid.
     """
-    keys: list[Key] = []
-    graph: Graph = dict(data.leaves)
-    P, Q = data.grid.shape
-    for i in range(P):
-        for j in range(Q):
-            keys.append((f"fingerprint-{data.token}", i, j))
-            graph[keys[-1]] = (digest, data.block(0).key(i, j))
-    done = runner.run(graph, keys)
-    parts = runner.fetch([done[key] for key in keys])
-    grid = f"{data.grid.row_bounds}{data.grid.column_bounds}"
-    return blake2b("".join([grid, *parts]).encode(), digest_size=16).hexdigest()
+    blocks = [data.block(0).key(i, j) for i, j in data.grid.places()]
+    tasks = [(digest, block) for block in blocks]
+    parts = _computed(runner, "fingerprint", tasks, data.leaves)
+    return digest((data.grid.row_bounds, data.grid.column_bounds, *parts))
+
+
+def _computed(
+    runner: Runner, name: str, tasks: list[tuple[Any, ...]], leaves: dict[Key, Leaf]
+) -> list[Any]:
+    """Return what tasks on leaves compute, on this side of a cluster."""
+    token = uuid.uuid4().hex[:8]
+    keys: list[Key] = [(f"{name}-{token}", number) for number in range(len(tasks))]
+    graph: Graph = {**leaves, **dict(zip(keys, tasks, strict=True))}
+    done = runner.run(graph, keys) if keys else {}
+    return runner.fetch([done[key] for key in keys])
 
 
 def digest(value: Any) -> str:

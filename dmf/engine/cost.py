@@ -210,11 +210,16 @@ def _misses(work: Work, grid: tuple[int, int], speed: Speed) -> float:
     return 3 * lines * missed * speed.line
 
 
+def longer_axis(shape: tuple[int, int]) -> int:
+    """Return the axis of the longer factor, whose strips stay where they are."""
+    return 0 if shape[0] >= shape[1] else 1
+
+
 def _homes(
     shape: tuple[int, int], grid: tuple[int, int], axis: int, workers: int
 ) -> float:
     """Return on how many workers the blocks of a strip are (`Grid.places`)."""
-    longer = 0 if shape[0] >= shape[1] else 1
+    longer = longer_axis(shape)
     if axis == longer:
         return min(grid[1 - axis], max(1.0, grid[1 - axis] * workers / math.prod(grid)))
     return min(grid[longer], max(1, workers))

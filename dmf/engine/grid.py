@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dmf.engine.cost import Machine, Work, cost_of
+from dmf.engine.cost import Machine, Work, cost_of, longer_axis
 
 # The number of threads counts as the next power of this: grids, and with them the order
 # in which sums are added up, are then the same on 1 to 4 threads, on 5 to 16, …; and a
@@ -51,7 +51,7 @@ class Grid:
         worker, and only strips of the shorter factor travel.
         """
         P, Q = self.shape
-        if self.row_bounds[-1] >= self.column_bounds[-1]:
+        if longer_axis((self.row_bounds[-1], self.column_bounds[-1])) == 0:
             return [(i, j) for i in range(P) for j in range(Q)]
         return [(i, j) for j in range(Q) for i in range(P)]
 

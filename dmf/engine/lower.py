@@ -228,11 +228,11 @@ class Lowering:
     ) -> tuple[Callable[..., Any], tuple[tuple[int, Path], ...]]:
         """Return an operation as a step of its stage: a function of slots."""
         if self._sums_blocks(op):
-            (value,) = op.operands
+            argument = self._argument(op, op.operands[0])
             # Parts and trees, at their lowest level, have followed the path already.
             within = self._blocks <= self._fan_in and not self._apart
-            path = self.find(value).path if within else ()
-            return partial(add_up, path=path), ((slots[self._argument(op, value)], ()),)
+            path = argument.path if within else ()
+            return partial(add_up, path=path), ((slots[argument], ()),)
         operands = []
         for value in op.operands:
             if value.number in own:
@@ -247,9 +247,9 @@ class Lowering:
 
     def _argument(self, op: Operation, value: Value) -> Argument:
         """Return what an operand from outside a stage is to its tasks."""
-        if self._sums_blocks(op):
-            return Argument(value.number, value.path, "list")
         place = self.find(value)
+        if self._sums_blocks(op):
+            return Argument(value.number, place.path, "list")
         wanted = place.users if op.result.place == "block" else 1
         if self._apart and wanted > 1 and place.path:
             return Argument(value.number, place.path, "part")
@@ -259,16 +259,15 @@ class Lowering:
         self, argument: Argument, i: int, j: int, head: tuple[Hashable, ...]
     ) -> Any:
         """Return what stands for an argument of the task at a place: keys."""
-        place = self._found[argument.number]
+        place, path = self._found[argument.number], argument.path
         if argument.kind == "list":
             keys = [place.key(i, j) for j in range(self._blocks)]
-            path = place.path + argument.path
-            head = (*head, i, argument.number, argument.path)
+            head = (*head, i, argument.number, path)
             if self._apart and path:
                 keys, path = [self._part(key, path) for key in keys], ()
             return self._tree(keys, path, head)
         key = place.key(i, j)
-        return self._part(key, argument.path) if argument.kind == "part" else key
+        return self._part(key, path) if argument.kind == "part" else key
 
     def _part(self, key: Key, path: Path) -> Key:
         """Return the key of a part: only that shall travel, not all that it is in."""

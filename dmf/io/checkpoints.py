@@ -64,19 +64,7 @@ class CheckpointStore:
         OSError, ValueError
             The place can't be looked at.
         """
-        files, root = self._files()
-        if files.isfile(root):
-            msg = f"the checkpoint {self.url} is a file; name a folder"
-            raise ValueError(msg)
-        try:
-            files.invalidate_cache()
-            entries = files.ls(root, detail=True)
-        except FileNotFoundError:
-            return []
-        names = [entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries]
-        found = (re.fullmatch(r"v(\d{8})", name) for name in names)
-        numbers = [int(match[1]) for match in found if match]
-        return sorted((n for n in numbers if self._is_published(n)), reverse=True)
+        return sorted(filter(self._is_published, self._folders()), reverse=True)
 
     def write(self, version: int, name: str, arrays: dict[str, Array]) -> Receipt:
         """Write arrays as one file of a version."""
@@ -140,7 +128,9 @@ class CheckpointStore:
         Raises
         ------
         DamagedError
-            It isn't what was written, or a newer dmf has written it.
+            It isn't what was written.
+        ValueError
+            A newer dmf has written it.
         """
         try:
             sealed = json.loads(self._read(version, MANIFEST))
@@ -163,17 +153,28 @@ class CheckpointStore:
 
     def _prune(self) -> None:
         """Remove all but the last versions, and what never became one."""
-        files, root = self._files()
-        kept = {f"v{number:08}" for number in self.versions()[:KEPT]}
-        for entry in files.ls(root, detail=True):
-            name = entry["name"].rstrip("/").rsplit("/", 1)[-1]
-            if not re.fullmatch(r"v\d{8}", name) or name in kept:
-                continue
-            inside = [one.rsplit("/", 1)[-1] for one in files.find(entry["name"])]
-            if all(re.fullmatch(OURS, one) for one in inside):
+        files, _ = self._files()
+        kept = self.versions()[:KEPT]
+        for number, folder in self._folders().items():
+            inside = [name.rsplit("/", 1)[-1] for name in files.find(folder)]
+            if number not in kept and all(re.fullmatch(OURS, name) for name in inside):
                 # What is in the way now goes the next time.
                 with contextlib.suppress(OSError):
-                    files.rm(entry["name"], recursive=True)
+                    files.rm(folder, recursive=True)
+
+    def _folders(self) -> dict[int, str]:
+        """Return the numbers and folders of versions, finished or not."""
+        files, root = self._files()
+        if files.isfile(root):
+            msg = f"the checkpoint {self.url} is a file; name a folder"
+            raise ValueError(msg)
+        files.invalidate_cache()
+        try:
+            names = files.ls(root, detail=False)
+        except FileNotFoundError:
+            return {}
+        found = ((re.fullmatch(r"(?:.*/)?v(\d{8})/?", name), name) for name in names)
+        return {int(match[1]): name for match, name in found if match}
 
     def _is_published(self, version: int) -> bool:
         files, root = self._files()

@@ -16,12 +16,13 @@ from uuid import uuid4
 
 import numpy as np
 
-from dmf.containers import unwrap
+from dmf.containers import is_from, unwrap
 from dmf.engine.kinds import is_dask
 from dmf.engine.runner import choose_runner
 from dmf.entries import is_sparse
 from dmf.io.places import (
     PathLike,
+    check_file,
     check_free,
     explain,
     is_url,
@@ -30,7 +31,7 @@ from dmf.io.places import (
     peek,
     published,
 )
-from dmf.io.tables import CUT_OFF, Columns, is_table, open_table, suffix_of, write_table
+from dmf.io.tables import CUT_OFF, Columns, open_table, suffix_of, write_table
 from dmf.io.tables import SUFFIXES as TABLES
 from dmf.validation import check_matrix
 
@@ -86,9 +87,7 @@ def open_matrix(
             "Zarr array"
         )
         raise ValueError(msg)
-    if not os.path.exists(path):
-        msg = f"there is no file {path}; check the path"
-        raise FileNotFoundError(msg)
+    check_file(path)
     return FILES[suffix](path)
 
 
@@ -143,7 +142,7 @@ def write_matrix(array: Array, path: PathLike, overwrite: bool = False) -> None:
 
 def check_output(array: Array, path: PathLike) -> None:
     """Refuse a table as the output of what isn't one: it would have no labels."""
-    if suffix_of(locate(path)) in TABLES and not is_table(array):
+    if suffix_of(locate(path)) in TABLES and not is_from("pandas", "DataFrame", array):
         msg = (
             f"{path} would be a table, but the input isn't a matrix in a table; "
             "write a .npy or a .zarr"

@@ -58,6 +58,13 @@ def check_free(
         raise FileExistsError(msg)
 
 
+def check_file(place: str) -> None:
+    """Refuse a path where there is no file."""
+    if not os.path.exists(place):
+        msg = f"there is no file {place}; check the path"
+        raise FileNotFoundError(msg)
+
+
 def check_folder(folder: str) -> None:
     """Refuse a folder that isn't there, or can't be written to."""
     if not os.path.isdir(folder):

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import lzma
 import os
-import sys
 import zlib
 from dataclasses import dataclass
 from typing import Any
 
 from dmf.containers import Triplets, not_numbers
-from dmf.io.places import explain, is_url
+from dmf.io.places import check_file, explain, is_url
 from dmf.triplets import from_triplets
 
 Frame = Any  # of pandas
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
-CSV = tuple(SEPARATORS)
-SUFFIXES = (*CSV, ".parquet")
+SUFFIXES = (*SEPARATORS, ".parquet")
 # What a reader raises for a file that isn't what its name says.
 CUT_OFF = (EOFError, zlib.error, lzma.LZMAError)
 DAMAGE = (*CUT_OFF, ValueError, TypeError, KeyError, UnicodeError, OSError)
@@ -43,6 +41,11 @@ class Columns:
     index: str | None = None
 
     @property
+    def names(self) -> tuple[str | None, str | None, str | None, str | None]:
+        """What `from_triplets` asks for, in its order."""
+        return self.row, self.column, self.value, self.weight
+
+    @property
     def long(self) -> bool:
         """Whether the table has one observation a line.
 
@@ -51,7 +54,7 @@ class Columns:
         ValueError
             Only some of the three columns are named.
         """
-        named = [self.row, self.column, self.value]
+        *named, weight = self.names
         if all(name is not None for name in named):
             if self.index is not None:
                 msg = (
@@ -60,7 +63,7 @@ class Columns:
                 )
                 raise ValueError(msg)
             return True
-        if any(name is not None for name in (*named, self.weight)):
+        if any(name is not None for name in (*named, weight)):
             msg = (
                 "a table with one observation a line needs row, column and value, the "
                 f"names of its columns; got row={self.row!r}, column={self.column!r}, "
@@ -72,8 +75,7 @@ class Columns:
     @property
     def wanted(self) -> list[str]:
         """The columns that a table with one observation a line is read for."""
-        named = (self.row, self.column, self.value, self.weight)
-        return list(dict.fromkeys(name for name in named if name is not None))
+        return list(dict.fromkeys(name for name in self.names if name is not None))
 
 
 def suffix_of(place: str) -> str:
@@ -109,28 +111,23 @@ def open_table(place: str, columns: Columns, duplicates: str) -> Triplets | Fram
         It isn't a table, or lacks a column.
     """
     long = columns.long
-    if not is_url(place) and not os.path.exists(place):
-        msg = f"there is no file {place}; check the path"
-        raise FileNotFoundError(msg)
+    if not is_url(place):
+        check_file(place)
     try:
         frame = _read_long(place, columns) if long else _read_wide(place, columns)
     except FileNotFoundError as error:
         msg = f"there is nothing at {place}; check the path"
         raise FileNotFoundError(msg) from error
     except DAMAGE as error:
-        what = "CSV" if suffix_of(place) in CSV else "Parquet"
+        what = "CSV" if suffix_of(place) in SEPARATORS else "Parquet"
         told = explain(error)[:200]
         msg = f"{place} can't be read as {what} ({told}); check the file"
         raise ValueError(msg) from error
     if not long:
         _check_numbers(frame, place)
         return frame
-    assert columns.row is not None
-    assert columns.column is not None
-    assert columns.value is not None
-    names = (columns.row, columns.column, columns.value, columns.weight)
     try:
-        return from_triplets(frame, *names, duplicates)
+        return from_triplets(frame, *columns.names, duplicates)
     except CUT_OFF as error:
         msg = f"{place} is damaged or cut off ({explain(error)}); copy it again"
         raise ValueError(msg) from error
@@ -141,7 +138,7 @@ def _read_long(place: str, columns: Columns) -> Any:
     import dask.dataframe as dd
 
     suffix = suffix_of(place)
-    if suffix not in CSV:
+    if suffix not in SEPARATORS:
         return dd.read_parquet(place, columns=columns.wanted, index=False)
     # Dask would guess from the first lines, where ratings may all be whole numbers.
     numbers = {n: "float64" for n in (columns.value, columns.weight) if n is not None}
@@ -158,8 +155,9 @@ def _read_long(place: str, columns: Columns) -> Any:
 def _read_wide(place: str, columns: Columns) -> Frame:
     import pandas as pd
 
-    if suffix_of(place) in CSV:
-        frame = pd.read_csv(place, sep=SEPARATORS[suffix_of(place)])
+    suffix = suffix_of(place)
+    if suffix in SEPARATORS:
+        frame = pd.read_csv(place, sep=SEPARATORS[suffix])
     else:
         frame = pd.read_parquet(place)
     if columns.index is None:
@@ -183,18 +181,12 @@ def _check_numbers(frame: Frame, place: str) -> None:
             raise ValueError(msg)
 
 
-def is_table(value: Any) -> bool:
-    """Return whether something is a data frame of pandas."""
-    pandas = sys.modules.get("pandas")
-    return pandas is not None and isinstance(value, pandas.DataFrame)
-
-
 def write_table(frame: Frame, path: str, suffix: str) -> None:
     """Write a data frame in the format of a suffix; its index if it has one."""
     import pandas as pd
 
     own = frame.index.name is not None or not isinstance(frame.index, pd.RangeIndex)
-    if suffix in CSV:
+    if suffix in SEPARATORS:
         frame.to_csv(path, sep=SEPARATORS[suffix], index=own)
     else:
         frame.to_parquet(path, index=own)
