@@ -103,6 +103,7 @@ TOP = (
     "dmf.factorize",
     "dmf.impute",
     "dmf.imputer",
+    "dmf.jobs",
     "dmf.plots",
     "dmf.progress",
     "dmf.triplets",
