@@ -85,6 +85,7 @@ class Settings:
     progress: bool | None
     start: GivenStart | None = None
     checkpoint: Keep | None = None
+    stream: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,8 @@ def fit_candidates(
             validation=settings.validation,
             # Of the cluster as it is now: workers that are lost later change no plan.
             machine=machine,
+            candidates=len(candidates),
+            stream=settings.stream,
         )
         data = reload()
         check_scale(data.totals.mean_square**0.5, data.dtype)
@@ -182,6 +185,7 @@ def _described(
         "unobserved_weight": settings.unobserved_weight,
         "solver": settings.solver,
         "seed": settings.seed,
+        "stream": settings.stream,
         **asdict(settings.rules),
     }
     told = {

@@ -52,6 +52,7 @@ def factorize(
     checkpoint: str | PathLike[str] | None = None,
     checkpoint_every: int | timedelta | None = None,
     resume: bool = False,
+    stream: bool | None = None,
 ) -> Factorization:
     """Factorize a matrix with missing entries: X ≈ μ + b + c + W H where X is observed.
 
@@ -144,6 +145,9 @@ def factorize(
         Go on from the last version in `checkpoint`, with the same bits as if the fit
         had never stopped; one that is damaged is passed over, with a warning. With none
         there yet, the fit begins. A fit that was at its end returns its result.
+    stream : bool, optional
+        Read each block of a Dask array anew in every pass, two or three times a round,
+        rather than keep them all. Default: if a dense X wouldn't fit into the memory.
 
     Returns
     -------
@@ -154,8 +158,8 @@ def factorize(
     ValueError, TypeError
         Bad input, in one sentence that names the value and the way out: before any task
         is submitted, except for values inside Dask arrays, which are checked as they
-        are read. With `resume`: the checkpoint is of other data or other settings, or
-        every version of it is damaged.
+        are read. It takes more memory than there is. With `resume`: the checkpoint is
+        of other data or other settings, or every version of it is damaged.
     FileExistsError, OSError
         There are checkpoints, and `resume` is False; they can't be written.
 
@@ -208,6 +212,7 @@ def factorize(
         checkpoint=checkpoint,
         checkpoint_every=checkpoint_every,
         resume=resume,
+        stream=stream,
         drop_after=DROP_AFTER if check_bool("drop", drop) else None,
     )
     check_compatible(X.shape, [pair], settings.solver)

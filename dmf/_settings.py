@@ -16,7 +16,13 @@ from dmf.holdout import Share
 from dmf.offsets import check_offsets
 from dmf.penalties import Penalty, Ridge, Smooth
 from dmf.solvers import NormalizedGradient, Solver
-from dmf.validation import check_integer, check_mask, check_matrix, check_real
+from dmf.validation import (
+    check_bool,
+    check_integer,
+    check_mask,
+    check_matrix,
+    check_real,
+)
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -45,6 +51,7 @@ def check_settings(
     checkpoint: str | PathLike[str] | None = None,
     checkpoint_every: int | timedelta | None = None,
     resume: bool = False,
+    stream: bool | None = None,
 ) -> Settings:
     """Return what all candidates of a fit have in common, or refuse it."""
     if mask is not None:
@@ -71,6 +78,7 @@ def check_settings(
         callbacks=check_callbacks(callbacks),
         progress=progress,
         checkpoint=check_checkpoint(checkpoint, checkpoint_every, resume),
+        stream=stream if stream is None else check_bool("stream", stream),
     )
 
 

@@ -17,7 +17,7 @@ import dmf
 from benchmarks.common import power_law
 from dmf.engine import grid
 from dmf.engine.cost import Machine, Work, cost_of, tasks_of
-from dmf.engine.data import _grid_of_chunks, load
+from dmf.engine.data import load
 from dmf.engine.grid import (
     Grid,
     balanced_bounds,
@@ -27,6 +27,7 @@ from dmf.engine.grid import (
     ranked_grids,
     stored_in,
 )
+from dmf.engine.plan import grid_of_chunks
 from dmf.engine.runner import Threads
 from tests.problems import low_rank
 
@@ -198,7 +199,7 @@ def test_merged_bounds_are_made_of_whole_chunks(chunks: list[int], parts: int) -
 
 def grid_of(X: Any, machine: Machine) -> Any:
     work = Work(X.shape, X.size, 16, "dense", X.dtype.itemsize)
-    return _grid_of_chunks(X, work, machine)
+    return grid_of_chunks(X, work, machine)
 
 
 def test_good_chunks_are_kept() -> None:

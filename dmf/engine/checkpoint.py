@@ -18,6 +18,7 @@ from dmf.engine.endings import Best, Outcome
 from dmf.engine.lower import Graph, Key
 from dmf.engine.rounds import State
 from dmf.engine.runner import Leaf, Runner
+from dmf.engine.stream import opened
 from dmf.history import Record
 from dmf.solvers.base import Moved
 from dmf.status import Certificate, Status
@@ -383,9 +384,13 @@ def fingerprint(data: Data, runner: Runner) -> str:
     the grid.
     """
     blocks = [data.block(0).key(i, j) for i, j in data.grid.places()]
-    tasks = [(digest, block) for block in blocks]
+    tasks = [(_digest_of_block, block) for block in blocks]
     parts = _computed(runner, "fingerprint", tasks, data.leaves)
     return digest((data.grid.row_bounds, data.grid.column_bounds, *parts))
+
+
+def _digest_of_block(block: Any) -> str:
+    return digest(opened(block))
 
 
 def _computed(

@@ -42,6 +42,8 @@ class Speed:
         For each task, on the one scheduler.
     stage : float
         For each stage, waiting for its last task and for the first of the next.
+    read : float
+        For each byte of X that is read anew, and made into a block.
     cache : int
         Bytes that stay close to a core.
     """
@@ -54,6 +56,7 @@ class Speed:
     byte: float
     task: float
     stage: float
+    read: float
     cache: int = 2 * 2**20
 
 
@@ -66,6 +69,7 @@ SPARSE = Speed(
     byte=0.0,
     task=8e-5,
     stage=2e-4,
+    read=3e-9,
 )
 # Dense blocks are read in order, and BLAS multiplies them.
 DENSE = replace(SPARSE, entry=2e-9, product=8e-11, line=0.0)
@@ -116,6 +120,12 @@ class Work:
         Bytes of a number.
     weighted : bool
         Whether entries have weights.
+    held_out : bool
+        Whether some of them are held out.
+    streamed : bool
+        Whether blocks are read anew in each pass.
+    candidates : int
+        How many pairs of factors are fitted together.
     """
 
     shape: tuple[int, int]
@@ -124,12 +134,15 @@ class Work:
     kind: str
     itemsize: int = 4
     weighted: bool = False
+    held_out: bool = False
+    streamed: bool = False
+    candidates: int = 1
 
     @property
     def entry_bytes(self) -> int:
-        """What an entry takes in a block: value, weight, and column or mask."""
+        """What an entry takes in a block: value, weight, and column or masks."""
         numbers = self.itemsize * (2 if self.weighted else 1)
-        return numbers + (4 if self.kind == "sparse" else 1)
+        return numbers + (4 if self.kind == "sparse" else 1 + self.held_out)
 
 
 class Cost(NamedTuple):
@@ -183,7 +196,11 @@ def cost_of(
         length = work.shape[axis] / strips
         entries = imbalance * work.stored / blocks
         each = speed.entry + speed.product * work.width + _misses(work, grid, speed)
-        arithmetic += math.ceil(blocks / machine.threads) * entries * each
+        waves = math.ceil(blocks / machine.threads)
+        arithmetic += waves * entries * each
+        if work.streamed:  # a pass for the gradient, and one for the curvature
+            passes = 1 if across == 1 else 2
+            memory += passes * waves * entries * work.entry_bytes * speed.read
         numbers = length * work.width
         strip = numbers * speed.number
         if across > 1:

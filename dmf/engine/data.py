@@ -14,18 +14,13 @@ from typing import Any
 import numpy as np
 
 from dmf.engine.chunks import in_chunks
-from dmf.engine.cost import Machine, Work
-from dmf.engine.grid import (
-    Grid,
-    balanced_grid,
-    even_bounds,
-    flaw_of,
-    merged_bounds,
-    ranked_grids,
-)
+from dmf.engine.cost import Machine
+from dmf.engine.grid import Grid
 from dmf.engine.kinds import block_kind, check_kinds, in_memory, is_dask
 from dmf.engine.lower import Key, Lowering, Place
+from dmf.engine.plan import Plan, check_fits, gigabytes, plan_for, work_of
 from dmf.engine.runner import Leaf, Runner
+from dmf.engine.stream import Recipe, Streamed
 from dmf.engine.trace import Trace, follow
 from dmf.entries import canonical_csr, check_weights
 from dmf.holdout import Share
@@ -146,6 +141,8 @@ def load(
     unobserved: float = 0.0,
     validation: Any | Share | None = None,
     machine: Machine | None = None,
+    candidates: int = 1,
+    stream: bool | None = None,
     may_be_empty: bool = False,
 ) -> Data:
     """Cut X and its mask into blocks, and count what is observed.
@@ -163,6 +160,10 @@ def load(
     machine : Machine, optional
         What the plan is for. Default: what there is now. Whoever loads data again gives
         what there was at first: strips of factors must fit the same grid.
+    candidates : int
+        How many pairs of factors there will be.
+    stream : bool, optional
+        Whether blocks are read anew in each pass. Default: if they wouldn't fit.
     may_be_empty : bool
         Whether X may do without a single observed entry.
 
@@ -170,6 +171,7 @@ def load(
     ------
     ValueError
         Values or weights that `dmf.observed.observe` refuses; nothing is observed.
+        It won't fit into the memory.
     """
     token = uuid.uuid4().hex[:8]
     dtype = working_dtype(X.dtype)
@@ -182,19 +184,35 @@ def load(
     if isinstance(validation, Share):
         options["validation"] = validation
     look = partial(_observe_at, names=tuple(beside), dtype=dtype, options=options)
-    stored = X.nnz if kind == "sparse" and not is_dask(X) else math.prod(X.shape)
-    weighted = mask is not None and mask.dtype != bool
-    work = Work(tuple(X.shape), stored, rank, kind, dtype.itemsize, weighted)
+    work = work_of(
+        X,
+        rank,
+        mask=mask,
+        unobserved=unobserved,
+        held_out=validation is not None,
+        candidates=candidates,
+    )
     machine = runner.machine() if machine is None else machine
+    planned = partial(plan_for, work=work, machine=machine, stream=stream)
     if is_dask(X):
-        grid, leaves = _load_dask(X, beside, work, look, token, runner, machine)
+        plan = planned(X, beside=tuple(beside.values()))
+        check_fits(plan, runner.used())
+        if plan.work.streamed and stream is None:
+            _tell_of_passes(plan)
+        leaves = _load_dask(X, beside, plan, look, token, runner)
     else:
-        grid, blocks = _cut_array(X, beside, work, look, token, machine)
+        matrices = [X, *(in_memory(Y) for Y in beside.values())]
+        if kind == "sparse":
+            matrices = [canonical_csr(Y) for Y in matrices]
+        plan = planned(matrices[0])
+        check_fits(plan, runner.used())
+        blocks = _cut_arrays(matrices, plan, look, token)
         seen = sum((block.totals for block in blocks.values()), Totals())
         if not may_be_empty and seen.weight <= 0:
             _refuse_empty(X.shape, seen)
         values = runner.put(list(blocks.values()), in_order=True)
         leaves = dict(zip(blocks, values, strict=True))
+    grid = plan.grid
     summary, total = _count(grid, leaves, token, runner)
     if not may_be_empty and total.weight <= 0:
         _refuse_empty(X.shape, total)
@@ -234,52 +252,34 @@ def _told(validation: Any) -> str:
     return f"<{type(validation).__name__} of shape {tuple(validation.shape)}>"
 
 
-def _cut_array(
-    X: Any,
-    beside: dict[str, Any],
-    work: Work,
-    look: Callable[..., Observed],
-    token: str,
-    machine: Machine,
-) -> tuple[Grid, dict[Key, Any]]:
-    """Cut an array in memory; bad values are refused before any task exists."""
-    matrices = [X, *(in_memory(Y) for Y in beside.values())]
-    if work.kind == "sparse":
-        matrices = [canonical_csr(Y) for Y in matrices]
-        grid = balanced_grid(matrices[0], work, machine)
-    else:
-        grid = _even_grid(work, machine)
+def _cut_arrays(
+    matrices: list[Any], plan: Plan, look: Callable[..., Observed], token: str
+) -> dict[Key, Any]:
+    """Cut arrays in memory; bad values are refused before any task exists."""
     blocks = {}
-    for i, j in grid.places():
-        rows, columns = _slice(grid.strip(0, i)), _slice(grid.strip(1, j))
+    for i, j in plan.grid.places():
+        rows, columns = _slice(plan.grid.strip(0, i)), _slice(plan.grid.strip(1, j))
         parts = [Y[rows, columns] for Y in matrices]
         origin = (rows.start, columns.start)
-        blocks[_block_key(token, 0, i, j)] = look(work.kind, *origin, *parts)
-    return grid, blocks
-
-
-def _even_grid(work: Work, machine: Machine) -> Grid:
-    P, Q = ranked_grids(work, machine)[0]
-    m, n = work.shape
-    return Grid(even_bounds(m, P), even_bounds(n, Q))
+        blocks[_block_key(token, 0, i, j)] = look(plan.work.kind, *origin, *parts)
+    return blocks
 
 
 def _load_dask(
     X: Any,
     beside: dict[str, Any],
-    work: Work,
+    plan: Plan,
     look: Callable[..., Observed],
     token: str,
     runner: Runner,
-    machine: Machine,
-) -> tuple[Grid, dict[Key, Leaf]]:
+) -> dict[Key, Leaf]:
     """Make blocks of whole chunks, inside tasks."""
     from dask.base import optimize
 
     mask = beside.get("mask")
     if mask is not None and not is_dask(mask):
         check_weights(mask)
-    grid = _grid_of_chunks(X, work, machine)
+    grid = plan.grid
     arrays = [_aligned(X, "X", grid, runner)]
     arrays += [_aligned(Y, name, grid, runner) for name, Y in beside.items()]
     arrays = optimize(*arrays)
@@ -291,9 +291,24 @@ def _load_dask(
     for i, j in grid.places():
         key = _block_key(token, 0, i, j)
         origin = (grid.strip(0, i).start, grid.strip(1, j).start)
-        graph[key] = (look, work.kind, *origin, *(part[i][j] for part in parts))
+        graph[key] = (look, plan.work.kind, *origin, *(part[i][j] for part in parts))
         keys.append(key)
-    return grid, runner.run(graph, keys)
+    if plan.work.streamed:
+        graph = {key: (Streamed.first, Recipe.of(graph, key)) for key in keys}
+    return runner.run(graph, keys)
+
+
+def _tell_of_passes(plan: Plan) -> None:
+    from dask.array import PerformanceWarning
+
+    work, machine = plan.work, plan.machine
+    msg = (
+        f"the blocks of X would take {gigabytes(work.stored * work.entry_bytes)}, too "
+        f"much for {gigabytes(max(1, machine.workers) * machine.memory)} of memory: "
+        "each pass reads them anew, which takes longer. stream=True says the same "
+        "without a warning"
+    )
+    warnings.warn(msg, PerformanceWarning, stacklevel=2)
 
 
 def _aligned(X: Any, name: str, grid: Grid, runner: Runner) -> Any:
@@ -327,35 +342,6 @@ def _observe_at(
         raise ValueError(msg)
     given = {"mask": None, **options, **dict(zip(names, beside, strict=True))}
     return observe(X, dtype=dtype, origin=(row, column), **given)
-
-
-def _grid_of_chunks(X: Any, work: Work, machine: Machine) -> Grid:
-    """Keep the user's chunks, unless rounds would be far slower, or they are too large.
-
-    Sparse chunks are kept: what they store isn't known before they are read.
-    """
-    from dask.array import PerformanceWarning
-
-    own = _of_whole_chunks(X, X.numblocks)
-    flaw = None if work.kind == "sparse" else flaw_of(work, own, machine)
-    if flaw is None:
-        return own
-    best = _of_whole_chunks(X, ranked_grids(work, machine)[0])
-    if flaw_of(work, best, machine) is not None:
-        best = _even_grid(work, machine)  # whole chunks won't do: cut them
-    if flaw.matters:
-        msg = (
-            f"X has {own.shape[0]} × {own.shape[1]} chunks, {flaw.why}; the fit uses "
-            f"{best.shape[0]} × {best.shape[1]} blocks. Rechunk X to save the work of "
-            "doing it in every fit"
-        )
-        warnings.warn(msg, PerformanceWarning, stacklevel=2)
-    return best
-
-
-def _of_whole_chunks(X: Any, shape: tuple[int, int]) -> Grid:
-    pairs = zip(X.chunks, shape, strict=True)
-    return Grid(*(merged_bounds(lengths, parts) for lengths, parts in pairs))
 
 
 def _count(

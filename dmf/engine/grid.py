@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmf.engine.cost import Machine, Work, cost_of, longer_axis
+from dmf.engine.memory import PROCESS, read_bytes, threads_of
 
 # The number of threads counts as the next power of this: grids, and with them the order
 # in which sums are added up, are then the same on 1 to 4 threads, on 5 to 16, …; and a
@@ -104,7 +105,9 @@ def _class_of(machine: Machine) -> Machine:
     threads = CLASS
     while threads < machine.threads:
         threads *= CLASS
-    return Machine(threads, threads if machine.workers else 0, machine.memory)
+    if not machine.workers:
+        return Machine(threads, memory=machine.memory)
+    return Machine(threads, threads, machine.memory / threads_of(machine))
 
 
 def _candidates(work: Work, machine: Machine) -> list[tuple[int, int]]:
@@ -122,6 +125,10 @@ def _candidates(work: Work, machine: Machine) -> list[tuple[int, int]]:
 
 def _fewest(work: Work, machine: Machine) -> int:
     """Return how many blocks it takes to keep each one small beside the memory."""
+    if work.streamed:
+        # Each thread makes a block; the rest is for factors and their sums.
+        room = max(machine.memory - PROCESS, SHARE_OF_MEMORY * machine.memory) / 2
+        return math.ceil(work.stored * read_bytes(work) * threads_of(machine) / room)
     data = work.stored * work.entry_bytes
     return math.ceil(data / (SHARE_OF_MEMORY * machine.memory))
 

@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from dmf.engine.stream import opened
 from dmf.engine.trace import (
     Operation,
     Trace,
@@ -73,7 +74,7 @@ class Stage:
     results: tuple[int, ...]
 
     def __call__(self, *arguments: Any) -> Any:
-        slots = list(arguments)
+        slots = [opened(argument) for argument in arguments]
         # A fit that explodes is reported by the loop, not by warnings from its tasks.
         with np.errstate(over="ignore", invalid="ignore"):
             for function, operands in self.steps:

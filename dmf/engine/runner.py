@@ -6,8 +6,9 @@ import math
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import accumulate, pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import dask
@@ -91,6 +92,9 @@ class Runner(Protocol):
     def machine(self) -> Machine:
         """Return how much there is to run tasks on."""
 
+    def used(self) -> float:
+        """Return the bytes that the fullest process uses now."""
+
 
 class Threads:
     """Dask's scheduler in this process: threads, unless it is configured otherwise."""
@@ -121,7 +125,10 @@ class Threads:
 
     def machine(self) -> Machine:
         threads = dask.config.get("num_workers", None) or CPU_COUNT
-        return Machine(threads, memory=psutil.virtual_memory().total)
+        return Machine(threads, memory=_memory())
+
+    def used(self) -> float:
+        return float(psutil.Process().memory_info().rss)
 
 
 class Cluster:
@@ -181,11 +188,27 @@ class Cluster:
             min(worker["memory_limit"] or math.inf for worker in workers),
         )
 
+    def used(self) -> float:
+        workers = self._client.scheduler_info(n_workers=-1)["workers"].values()
+        return max((w["metrics"].get("memory", 0.0) for w in workers), default=0.0)
+
     @contextmanager
     def session(self) -> Iterator[None]:
         # Dask arrays that are computed inside find their data on this cluster.
         with _translated(), self._client.as_current():
             yield
+
+
+def _memory() -> float:
+    """Return the bytes of memory of this machine, or of the container around us."""
+    total = float(psutil.virtual_memory().total)
+    for limit in (
+        "/sys/fs/cgroup/memory.max",
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+    ):
+        with suppress(OSError, ValueError):  # "max": there is none
+            return min(total, float(int(Path(limit).read_text())))
+    return total
 
 
 _blas_lock = threading.Lock()

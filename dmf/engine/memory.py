@@ -1,0 +1,89 @@
+"""What a fit takes of a worker's memory: a model of its bytes.
+
+bytes = the process itself + data + factors + temporaries
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from dmf.engine.cost import CURVATURE_BYTES, Machine, Work
+from dmf.engine.lower import FAN_IN_LARGE
+
+# A process that has imported what a worker needs, with its threads and buffers.
+PROCESS = 220e6
+# Copies of a factor: before and after a round, each with the last moves; the gradient.
+COPIES = 5
+# Copies of the shorter factor that visit a worker, with what is sent around with it.
+VISITORS = 2
+# What a sparse block takes for a moment while it is made, for each entry: places,
+# sums in float64.
+SPARSE_READ = 40
+
+
+class Bytes(NamedTuple):
+    """Bytes of the fullest worker, at its peak."""
+
+    process: float
+    data: float
+    factors: float
+    temporaries: float
+
+    @property
+    def total(self) -> float:
+        return sum(self)
+
+
+def bytes_of(
+    work: Work, grid: tuple[int, int], machine: Machine, used: float = PROCESS
+) -> Bytes:
+    """Return what a fit takes of the fullest worker.
+
+    Parameters
+    ----------
+    work : Work
+    grid : (P, Q)
+    machine : Machine
+    used : float
+        Bytes of its process before.
+    """
+    blocks = math.prod(grid)
+    workers = max(1, machine.workers)
+    own = math.ceil(blocks / workers)
+    busy = min(own, threads_of(machine))
+    entries = work.stored / blocks
+
+    counts = own * sum(8 * n / parts for n, parts in zip(work.shape, grid, strict=True))
+    data = counts if work.streamed else counts + own * entries * work.entry_bytes
+
+    row_bytes = work.width * work.candidates * work.itemsize
+    longer, shorter = (f(work.shape) * row_bytes for f in (max, min))
+    factors = COPIES * (longer + shorter) / workers
+    if workers > 1:
+        factors += VISITORS * shorter
+
+    reading = busy * entries * read_bytes(work)
+    sums = 0.0
+    for axis, across in enumerate(grid[::-1]):
+        if across > 1:
+            strip = work.shape[axis] / grid[axis]
+            waiting = min(own, busy + FAN_IN_LARGE) if work.streamed else own
+            each = row_bytes + work.candidates * CURVATURE_BYTES
+            sums = max(sums, waiting * strip * each)
+    # What is kept is made before there are factors; what is streamed, beside them.
+    both = reading + sums if work.streamed else max(reading - factors, sums)
+    return Bytes(max(used, PROCESS), data, factors, both)
+
+
+def read_bytes(work: Work) -> float:
+    """Return what an entry takes while its block is made from the source."""
+    if work.kind == "sparse":
+        return work.entry_bytes + SPARSE_READ
+    # As it is read, without what is missing, and of what zeros are taken; three masks.
+    return 3 * work.itemsize + 3 + work.entry_bytes - work.itemsize
+
+
+def threads_of(machine: Machine) -> int:
+    """Return the threads of a worker."""
+    return math.ceil(machine.threads / max(1, machine.workers))

@@ -1,0 +1,238 @@
+"""The plan of a fit: the grid, whether its blocks stay in memory, and what it takes."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dmf.engine.cost import Machine, Work
+from dmf.engine.grid import (
+    Grid,
+    balanced_grid,
+    even_bounds,
+    flaw_of,
+    merged_bounds,
+    ranked_grids,
+)
+from dmf.engine.kinds import block_kind, is_dask
+from dmf.engine.memory import PROCESS, Bytes, bytes_of
+from dmf.validation import working_dtype
+
+# Blocks stay in memory while a fit is predicted to take at most this share of it: more,
+# and the workers of a cluster begin to spill what they hold to their disks.
+KEEP_SHARE = 0.6
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a fit will run.
+
+    Parameters
+    ----------
+    work : Work
+    machine : Machine
+    grid : Grid
+    """
+
+    work: Work
+    machine: Machine
+    grid: Grid
+
+    def bytes(self, used: float = PROCESS) -> Bytes:
+        """Return what it takes of the fullest worker, which now uses so much."""
+        return bytes_of(self.work, self.grid.shape, self.machine, used)
+
+
+def work_of(
+    X: Any,
+    width: int,
+    *,
+    mask: Any | None = None,
+    unobserved: float = 0.0,
+    held_out: bool = False,
+    candidates: int = 1,
+) -> Work:
+    """Return the work that factorizing X is.
+
+    What a Dask array of sparse blocks stores isn't known before it is read: it counts
+    as if it stored everything.
+    """
+    kind = block_kind(X)
+    dense = kind == "dense"
+    stored = X.nnz if not dense and not is_dask(X) else math.prod(X.shape)
+    weighted = mask is not None and mask.dtype != bool
+    return Work(
+        tuple(X.shape),
+        stored,
+        width,
+        kind,
+        working_dtype(X.dtype).itemsize,
+        weighted or (dense and unobserved > 0),
+        held_out=held_out,
+        candidates=candidates,
+    )
+
+
+def plan_for(
+    X: Any,
+    work: Work,
+    machine: Machine,
+    *,
+    beside: Sequence[Any] = (),
+    stream: bool | None = None,
+) -> Plan:
+    """Return how X is cut, and whether its blocks stay in memory.
+
+    Parameters
+    ----------
+    X : array, shape (m, n)
+        A sparse one in memory in compressed rows.
+    work : Work
+    machine : Machine
+    beside : sequence of arrays
+        That are read with X.
+    stream : bool, optional
+        Whether blocks are read anew in each pass. Default: if they wouldn't fit.
+
+    Raises
+    ------
+    ValueError
+        `stream` is True, but X can't be read again.
+    """
+    if not is_dask(X):
+        if stream:
+            msg = (
+                f"stream=True needs a Dask array, whose blocks can be read again; X is "
+                f"a {type(X).__name__} in memory, leave stream=True out"
+            )
+            raise ValueError(msg)
+        if work.kind == "sparse":
+            return Plan(work, machine, balanced_grid(X, work, machine))
+        return Plan(work, machine, _even_grid(work, machine))
+    kept = Plan(work, machine, grid_of_chunks(X, work, machine))
+    if stream is None:
+        known = work.kind == "dense"
+        fits = kept.bytes().total <= KEEP_SHARE * machine.memory
+        stream = known and not fits and _readable(machine, X, *beside)
+    elif stream and not _readable(machine, X, *beside):
+        msg = (
+            "stream=True needs blocks that can be read again, but X, its mask or its "
+            "validation is on the workers already; leave stream=True out"
+        )
+        raise ValueError(msg)
+    if not stream:
+        return kept
+    work = replace(work, streamed=True)
+    return Plan(work, machine, grid_of_chunks(X, work, machine))
+
+
+def _readable(machine: Machine, *arrays: Any) -> bool:
+    """Return whether arrays can be made again from where they come from."""
+    if not machine.workers:
+        return True
+    from distributed import futures_of
+
+    # What is in memory here goes to the workers once.
+    return all(map(is_dask, arrays)) and not futures_of(arrays)
+
+
+def check_fits(plan: Plan, used: float) -> None:
+    """Refuse a plan that takes more memory than there is.
+
+    Parameters
+    ----------
+    plan : Plan
+    used : float
+        Bytes that the fullest worker uses now.
+
+    Raises
+    ------
+    ValueError
+        With what there is too little of, and what would do.
+    """
+    why = refusal(plan, used)
+    if why is not None:
+        raise ValueError(why)
+
+
+def refusal(plan: Plan, used: float) -> str | None:
+    """Return why a plan can't work, and what would; None: it can."""
+    machine = plan.machine
+    needed = plan.bytes(used)
+    if needed.total <= machine.memory:
+        return None
+    # The largest rank, and the fewest workers, for which this would fit.
+    rank = bisect_left(
+        range(1, plan.work.width), True, key=lambda rank: not _fits(plan, used, rank)
+    )
+    ways = [f"a rank of at most {rank}"] if rank else []
+    if machine.workers:
+        counts = (machine.workers * 2**k for k in range(1, 11))
+        count = next((n for n in counts if _fits(plan, used, workers=n)), None)
+        ways += [f"{count} such workers"] if count else []
+        ways.append(f"workers of {gigabytes(needed.total)}")
+    elif not plan.work.streamed:
+        ways.append("X as a Dask array, a .npy file or a Zarr array, read in parts")
+    where = "each worker has" if machine.workers else "this machine has"
+    return (
+        f"the fit would take {gigabytes(needed.total)} of memory "
+        f"({gigabytes(needed.data)} for data, {gigabytes(needed.factors)} for factors, "
+        f"{gigabytes(needed.temporaries)} for a while), but {where} "
+        f"{gigabytes(machine.memory)}; what would fit: {', or '.join(ways)}"
+    )
+
+
+def _fits(plan: Plan, used: float, rank: int | None = None, workers: int = 0) -> bool:
+    """Return whether it would fit with another rank, or with other workers."""
+    work, machine = plan.work, plan.machine
+    if rank is not None:
+        work = replace(work, width=rank)
+    if workers:
+        threads = machine.threads * workers // machine.workers
+        machine = replace(machine, threads=threads, workers=workers)
+    best = ranked_grids(work, machine)[0]
+    return bytes_of(work, best, machine, used).total <= machine.memory
+
+
+def gigabytes(number: float) -> str:
+    """Return a number of bytes in words."""
+    return f"{number / 1e9:.3g} GB" if number >= 1e8 else f"{number / 1e6:.3g} MB"
+
+
+def _even_grid(work: Work, machine: Machine) -> Grid:
+    P, Q = ranked_grids(work, machine)[0]
+    m, n = work.shape
+    return Grid(even_bounds(m, P), even_bounds(n, Q))
+
+
+def grid_of_chunks(X: Any, work: Work, machine: Machine) -> Grid:
+    """Keep the user's chunks, unless rounds would be far slower, or they are too large.
+
+    Sparse chunks are kept: what they store isn't known before they are read.
+    """
+    from dask.array import PerformanceWarning
+
+    own = _of_whole_chunks(X, X.numblocks)
+    flaw = None if work.kind == "sparse" else flaw_of(work, own, machine)
+    if flaw is None:
+        return own
+    best = _of_whole_chunks(X, ranked_grids(work, machine)[0])
+    if flaw_of(work, best, machine) is not None:
+        best = _even_grid(work, machine)  # whole chunks won't do: cut them
+    if flaw.matters:
+        msg = (
+            f"X has {own.shape[0]} × {own.shape[1]} chunks, {flaw.why}; the fit uses "
+            f"{best.shape[0]} × {best.shape[1]} blocks. Rechunk X to save the work of "
+            "doing it in every fit"
+        )
+        warnings.warn(msg, PerformanceWarning, stacklevel=2)
+    return best
+
+
+def _of_whole_chunks(X: Any, shape: tuple[int, int]) -> Grid:
+    pairs = zip(X.chunks, shape, strict=True)
+    return Grid(*(merged_bounds(lengths, parts) for lengths, parts in pairs))
