@@ -13,9 +13,9 @@ import numpy as np
 
 from dmf._checkpoint import Keep, Saved
 from dmf.engine.arrays import factor_of, level_of, offsets_of
-from dmf.engine.checkpoint import digest, fingerprint
 from dmf.engine.data import Data, load
 from dmf.engine.endings import Outcome, Rules
+from dmf.engine.fingerprint import digest, fingerprint
 from dmf.engine.kinds import is_dask
 from dmf.engine.loop import Loop
 from dmf.engine.rounds import start_state

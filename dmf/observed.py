@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
@@ -26,87 +26,12 @@ from dmf.entries import (
 from dmf.holdout import Share
 from dmf.kernels import dense
 from dmf.kernels.dense import DenseBlock
+from dmf.totals import Totals
 
 if TYPE_CHECKING:
     from dmf.kernels.sparse import SparseBlock
 
 Array = Any
-
-
-@dataclass(frozen=True)
-class Totals:
-    """What is to be known of the entries of a block that the loss sees; they add up.
-
-    Parameters
-    ----------
-    entries : int
-        Observed entries.
-    weight : float
-        The sum of their weights; what isn't observed counts as zeros of weight α.
-    mean : float
-        Weighted.
-    spread : float
-        The weighted sum of squares around the mean: the squares themselves would lose
-        it where the level is far above it.
-    masked : int
-        Blocks whose entries aren't all observed with weight 1.
-    held_out : float
-        The weight of the entries that are held out.
-
-    References
-    ----------
-    .. [1] T. F. Chan, G. H. Golub, R. J. LeVeque, "Updating formulae and a pairwise
-       algorithm for computing sample variances", COMPSTAT 1982 (the sum of two).
-    """
-
-    entries: int = 0
-    weight: float = 0.0
-    mean: float = 0.0
-    spread: float = 0.0
-    masked: int = 0
-    held_out: float = 0.0
-
-    def __add__(self, other: Totals) -> Totals:
-        weight = self.weight + other.weight
-        share = other.weight / weight if weight > 0 else 0.0
-        apart = other.mean - self.mean
-        return Totals(
-            self.entries + other.entries,
-            weight,
-            self.mean + share * apart,
-            self.spread + other.spread + apart * apart * self.weight * share,
-            self.masked + other.masked,
-            self.held_out + other.held_out,
-        )
-
-    @classmethod
-    def of(cls, values: Array, weights: Array | None) -> Totals:
-        """Return the weight, mean and spread of some values."""
-        xp = array_namespace(values)
-        values = xp.astype(values, xp.float64)  # squares may leave float32
-        if weights is None:
-            weights = xp.ones_like(values)
-        weights = xp.astype(weights, xp.float64)
-        weight = float(xp.sum(weights))
-        if weight <= 0:
-            return cls()
-        mean = float(xp.sum(weights * values)) / weight
-        spread = float(xp.sum(weights * (values - mean) ** 2))
-        return cls(weight=weight, mean=mean, spread=spread)
-
-    @property
-    def sum_of_squares(self) -> float:
-        return self.spread + self.weight * self.mean * self.mean
-
-    @property
-    def mean_square(self) -> float:
-        """The weighted mean square of the observed entries; 0 if there are none."""
-        return self.sum_of_squares / self.weight if self.weight > 0 else 0.0
-
-    @property
-    def deviation(self) -> float:
-        """The weighted standard deviation of the observed entries; 0 without any."""
-        return math.sqrt(self.spread / self.weight) if self.weight > 0 else 0.0
 
 
 class Observed(NamedTuple):
@@ -129,6 +54,9 @@ class Observed(NamedTuple):
     totals: Totals
 
 
+NO_COUNTS = (np.empty(0), np.empty(0))
+
+
 def observe(
     X: Array,
     mask: Array | None,
@@ -137,6 +65,7 @@ def observe(
     *,
     unobserved: float = 0.0,
     validation: Array | Share | None = None,
+    again: bool = False,
 ) -> Observed:
     """Turn a part of X and of its mask into a block.
 
@@ -153,6 +82,9 @@ def observe(
     validation : Share, array or scipy.sparse array of shape (p, q), or None
         What to hold out: a share of the observed entries, those that a bool array
         names, or values that X doesn't have.
+    again : bool
+        Whether the part has been seen before: it isn't checked, and counts and totals
+        are left empty.
 
     Raises
     ------
@@ -162,7 +94,7 @@ def observe(
     """
     look: Callable[..., Observed] = _observe_sparse if is_sparse(X) else _observe_dense
     with np.errstate(over="ignore"):  # sums of squares: their size is checked later
-        return look(X, mask, dtype, origin, unobserved, validation)
+        return look(X, mask, dtype, origin, unobserved, validation, again)
 
 
 def _observe_dense(
@@ -172,12 +104,13 @@ def _observe_dense(
     origin: tuple[int, int],
     unobserved: float,
     validation: Array | Share | None,
+    again: bool,
 ) -> Observed:
     xp = array_namespace(X)
-    if mask is not None:
+    if mask is not None and not again:
         check_weights(mask)
     observed = observed_entries(X, mask)
-    if xp.isdtype(X.dtype, "real floating"):
+    if xp.isdtype(X.dtype, "real floating") and not again:
         _check_finite(X, observed, xp, origin)
     weights = None
     if mask is not None and not is_pattern(mask):
@@ -185,8 +118,9 @@ def _observe_dense(
     values = xp.astype(X, dtype, copy=False)
     if is_numpy_namespace(xp):
         values = np.ascontiguousarray(values)  # else each pass would copy its tiles
+    zero = xp.zeros((1, 1), dtype=dtype)
     if not bool(xp.all(observed)):
-        values = xp.where(observed, values, xp.zeros_like(values))
+        values = xp.where(observed, values, zero)
     used, held_out = observed, None
     if validation is not None:
         held, given = _held_out_dense(X, observed, dtype, origin, validation)
@@ -196,24 +130,27 @@ def _observe_dense(
         if weights is not None and given is None:
             held_weights = xp.where(held, weights, xp.zeros_like(weights))
         held_out = DenseBlock(values_held, held_weights)
-    counts = [xp.sum(used, axis=1 - axis, dtype=xp.float64) for axis in (0, 1)]
     block_values = values
     if unobserved > 0:
         # What isn't observed is a zero with a weight; what is held out, nothing at all.
-        block_values = xp.where(used, values, xp.zeros_like(values))
+        block_values = xp.where(used, values, zero)
         rest = ~used if validation is None else ~used & ~held
         flat = xp.astype(rest, dtype) * unobserved
         ones = xp.ones_like(flat)
         weights = xp.where(used, ones if weights is None else weights, flat)
         final = None if bool(xp.all(weights == 1)) else weights
-        for axis in (0, 1):
-            zeros = xp.sum(rest, axis=1 - axis, dtype=xp.float64)
-            counts[axis] = counts[axis] + unobserved * zeros
     elif weights is not None:
         final = xp.where(used, weights, xp.zeros_like(weights))
     else:
         final = None if bool(xp.all(used)) else used
     block = DenseBlock(block_values, final)
+    if again:
+        return Observed(block, held_out, NO_COUNTS, Totals())
+    counts = [xp.sum(used, axis=1 - axis, dtype=xp.float64) for axis in (0, 1)]
+    if unobserved > 0:
+        for axis in (0, 1):
+            zeros = xp.sum(rest, axis=1 - axis, dtype=xp.float64)
+            counts[axis] = counts[axis] + unobserved * zeros
     entries = int(xp.count_nonzero(used))
     totals = _totals_dense(block, entries, held_out)
     return Observed(block, held_out, (counts[0], counts[1]), totals)
@@ -261,6 +198,7 @@ def _observe_sparse(
     origin: tuple[int, int],
     unobserved: float,
     validation: Any | Share | None,
+    again: bool = False,
 ) -> Observed:
     from dmf.kernels.sparse import SparseBlock
 
@@ -269,7 +207,8 @@ def _observe_sparse(
     weights = None
     if given is not None and not np.all(given == 1):
         weights = given.astype(dtype)
-    _check_finite_sparse(X, observed, origin)
+    if not again:
+        _check_finite_sparse(X, observed, origin)
     values = X.data.astype(dtype, copy=False)
 
     def part(chosen: Array) -> SparseBlock:
@@ -296,6 +235,8 @@ def _observe_sparse(
     if unobserved > 0 and held_out is not None:
         # Held out is neither observed nor a zero: stored with weight 0, it is nothing.
         stored = _with_weight_zero(block, held_out)
+    if again:
+        return Observed(stored, held_out, NO_COUNTS, Totals())
     counts = []
     for axis, other in ((0, X.shape[1]), (1, X.shape[0])):
         observed_here = _stored_along(block, axis)

@@ -20,7 +20,7 @@ import pytest
 import scipy.sparse as sp
 
 import dmf
-from dmf.engine.checkpoint import digest
+from dmf.engine.fingerprint import digest
 from dmf.io.checkpoints import MANIFEST, CheckpointStore, Receipt
 from tests.problems import low_rank
 

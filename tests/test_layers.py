@@ -119,6 +119,7 @@ RULES = (
     "dmf.offsets",
     "dmf.penalties",
     "dmf.result",
+    "dmf.totals",
     "dmf.validation",
 )
 

@@ -18,7 +18,8 @@ from dmf.entries import (
     observed_entries,
 )
 from dmf.kernels.dense import DenseBlock
-from dmf.observed import Totals, observe
+from dmf.observed import observe
+from dmf.totals import Totals
 from tests.problems import low_rank
 
 Array = Any

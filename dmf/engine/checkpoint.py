@@ -6,19 +6,15 @@ import time
 import uuid
 import warnings
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from hashlib import blake2b
 from typing import Any, Protocol
 
-import numpy as np
-
-from dmf.engine.data import Data
 from dmf.engine.endings import Best, Outcome
+from dmf.engine.fingerprint import computed
 from dmf.engine.lower import Graph, Key
 from dmf.engine.rounds import State
 from dmf.engine.runner import Leaf, Runner
-from dmf.engine.stream import opened
 from dmf.history import Record
 from dmf.solvers.base import Moved
 from dmf.status import Certificate, Status
@@ -202,7 +198,7 @@ class Checkpoints:
             for key, number in files.numbers.items()
         }
         tasks = [(write[key], key) for key in files.remote]
-        receipts = _computed(self.runner, "checkpoint", tasks, files.remote)
+        receipts = computed(self.runner, "checkpoint", tasks, files.remote)
         # What is on this side of a cluster is written from here.
         receipts += [write[key](leaf) for key, leaf in files.home.items()]
         return sorted(receipts, key=lambda receipt: receipt.name)
@@ -211,7 +207,7 @@ class Checkpoints:
         """Read all files, inside tasks; raise what is wrong with one of them."""
         look = partial(_look, store=self.store, version=version)
         tasks = [(partial(look, receipt=receipt),) for receipt in receipts]
-        for wrong in _computed(self.runner, "look", tasks, {}):
+        for wrong in computed(self.runner, "look", tasks, {}):
             if wrong:
                 raise DamagedError(wrong)
 
@@ -375,45 +371,3 @@ def _value(arrays: dict[str, Array]) -> Any:
         return arrays["value"]
     memory = tuple(arrays[f"memory_{k}"] for k in range(len(arrays) - 1))
     return Moved(arrays["factor"], memory or None, None)
-
-
-def fingerprint(data: Data, runner: Runner) -> str:
-    """Return what tells the data of one fit from those of another.
-
-    It depends on every value, weight and place of what is observed and held out, and on
-    the grid.
-    """
-    blocks = [data.block(0).key(i, j) for i, j in data.grid.places()]
-    tasks = [(_digest_of_block, block) for block in blocks]
-    parts = _computed(runner, "fingerprint", tasks, data.leaves)
-    return digest((data.grid.row_bounds, data.grid.column_bounds, *parts))
-
-
-def _digest_of_block(block: Any) -> str:
-    return digest(opened(block))
-
-
-def _computed(
-    runner: Runner, name: str, tasks: list[tuple[Any, ...]], leaves: dict[Key, Leaf]
-) -> list[Any]:
-    """Return what tasks on leaves compute, on this side of a cluster."""
-    token = uuid.uuid4().hex[:8]
-    keys: list[Key] = [(f"{name}-{token}", number) for number in range(len(tasks))]
-    graph: Graph = {**leaves, **dict(zip(keys, tasks, strict=True))}
-    done = runner.run(graph, keys) if keys else {}
-    return runner.fetch([done[key] for key in keys])
-
-
-def digest(value: Any) -> str:
-    """Return a checksum of arrays, numbers, and what is made of them."""
-    checksum = blake2b(digest_size=16)
-    if is_dataclass(value):
-        value = tuple(getattr(value, f.name) for f in fields(value))
-    if isinstance(value, tuple):
-        checksum.update("".join(digest(part) for part in value).encode())
-    elif isinstance(value, np.ndarray):
-        checksum.update(f"{value.dtype.str}{value.shape}".encode())
-        checksum.update(np.ascontiguousarray(value).data)
-    else:
-        checksum.update(repr(value).encode())
-    return checksum.hexdigest()

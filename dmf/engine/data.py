@@ -25,7 +25,8 @@ from dmf.engine.trace import Trace, follow
 from dmf.entries import canonical_csr, check_weights
 from dmf.holdout import Share
 from dmf.kernels import kernels_for
-from dmf.observed import Observed, Totals, observe
+from dmf.observed import Observed, observe
+from dmf.totals import Totals
 from dmf.validation import refuse_empty, working_dtype
 
 # The share of the spread that rounding may take of a loss without residuals.
@@ -287,15 +288,17 @@ def _load_dask(
     for array in arrays:
         graph.update(array.__dask_graph__())
     parts = [array.__dask_keys__() for array in arrays]
-    keys = []
+    tasks: dict[Key, Any] = {}
     for i, j in grid.places():
-        key = _block_key(token, 0, i, j)
         origin = (grid.strip(0, i).start, grid.strip(1, j).start)
-        graph[key] = (look, plan.work.kind, *origin, *(part[i][j] for part in parts))
-        keys.append(key)
-    if plan.work.streamed:
-        graph = {key: (Streamed.first, Recipe.of(graph, key)) for key in keys}
-    return runner.run(graph, keys)
+        here = partial(look, plan.work.kind, *origin)
+        sources = tuple(part[i][j] for part in parts)
+        tasks[_block_key(token, 0, i, j)] = (
+            (Streamed.first, Recipe.of(here, graph, sources))
+            if plan.work.streamed
+            else (here, *sources)
+        )
+    return runner.run(tasks if plan.work.streamed else graph | tasks, list(tasks))
 
 
 def _tell_of_passes(plan: Plan) -> None:
@@ -332,6 +335,7 @@ def _observe_at(
     names: tuple[str, ...],
     dtype: np.dtype[Any],
     options: dict[str, Any],
+    again: bool = False,
 ) -> Observed:
     """Observe a block of X, with the blocks of what is given beside it."""
     if block_kind(X) != kind:
@@ -341,7 +345,7 @@ def _observe_at(
         )
         raise ValueError(msg)
     given = {"mask": None, **options, **dict(zip(names, beside, strict=True))}
-    return observe(X, dtype=dtype, origin=(row, column), **given)
+    return observe(X, dtype=dtype, origin=(row, column), again=again, **given)
 
 
 def _count(

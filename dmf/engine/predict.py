@@ -17,7 +17,7 @@ from dmf.engine.rounds import build_errors, start_state
 from dmf.engine.runner import Runner, choose_runner
 from dmf.entries import is_sparse
 from dmf.objective import NO_RIDGE, Objective, Side
-from dmf.observed import Totals
+from dmf.totals import Totals
 from dmf.validation import check_scale
 
 Array = Any

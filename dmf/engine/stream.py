@@ -7,6 +7,7 @@ many blocks as it has threads.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,31 +22,35 @@ LARGE = tuple(Observed._fields.index(name) for name in ("block", "held_out"))
 
 @dataclass(frozen=True)
 class Recipe:
-    """The tasks that make a block, from the source on.
+    """The tasks that read the parts of X, and of what is beside it, from the source on.
 
     Parameters
     ----------
+    look : callable
+        Makes an `Observed` of them.
     graph : dict
-    key : key
+    keys : tuple of keys
     """
 
+    look: Callable[..., Observed]
     graph: Graph = field(repr=False)
-    key: Key
+    keys: tuple[Key, ...]
 
     @classmethod
-    def of(cls, graph: Graph, key: Key) -> Recipe:
-        """Take what one key needs out of the graph of a whole array."""
+    def of(
+        cls, look: Callable[..., Observed], graph: Graph, keys: tuple[Key, ...]
+    ) -> Recipe:
+        """Take what some keys need out of the graph of whole arrays."""
         from dask.optimization import cull
 
-        own, _ = cull(graph, [key])
-        return cls(dict(own), key)
+        own, _ = cull(graph, list(keys))
+        return cls(look, dict(own), keys)
 
-    def make(self) -> Observed:
+    def make(self, again: bool = True) -> Observed:
         """Make the block, in the thread that asks for it."""
         from dask.local import get_sync
 
-        made: Observed = get_sync(self.graph, self.key)
-        return made
+        return self.look(*get_sync(self.graph, list(self.keys)), again=again)
 
 
 @dataclass(frozen=True)
@@ -65,13 +70,28 @@ class Streamed:
     @classmethod
     def first(cls, recipe: Recipe) -> Streamed:
         """Make a block for the first time: its values are checked, and counted."""
-        parts = enumerate(recipe.make())
+        parts = enumerate(recipe.make(again=False))
         return cls(recipe, {k: part for k, part in parts if k not in LARGE})
 
     def __getitem__(self, item: int) -> Any:
         return self.recipe.make()[item] if item in LARGE else self.kept[item]
 
 
+class Opened:
+    """A streamed block while a task works on it: it is read once, when it's needed."""
+
+    def __init__(self, streamed: Streamed) -> None:
+        self._streamed = streamed
+        self._made: Observed | None = None
+
+    def __getitem__(self, item: int) -> Any:
+        if item not in LARGE:
+            return self._streamed[item]
+        if self._made is None:
+            self._made = self._streamed.recipe.make()
+        return self._made[item]
+
+
 def opened(value: Any) -> Any:
-    """Return a block that a task works on: read now, if it isn't in memory."""
-    return value.recipe.make() if isinstance(value, Streamed) else value
+    """Return what a task works on: a block that isn't in memory is read only once."""
+    return Opened(value) if isinstance(value, Streamed) else value

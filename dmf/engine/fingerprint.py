@@ -1,0 +1,59 @@
+"""What tells the data of one fit from those of another."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import fields, is_dataclass
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+
+from dmf.engine.data import Data
+from dmf.engine.lower import Graph, Key
+from dmf.engine.runner import Leaf, Runner
+from dmf.engine.stream import opened
+from dmf.observed import Observed
+
+
+def fingerprint(data: Data, runner: Runner) -> str:
+    """Return what tells the data of one fit from those of another.
+
+    It depends on every value, weight and place of what is observed and held out, and on
+    the grid.
+    """
+    blocks = [data.block(0).key(i, j) for i, j in data.grid.places()]
+    tasks = [(_digest_of_block, block) for block in blocks]
+    parts = computed(runner, "fingerprint", tasks, data.leaves)
+    return digest((data.grid.row_bounds, data.grid.column_bounds, *parts))
+
+
+def _digest_of_block(block: Any) -> str:
+    block = opened(block)
+    return digest(tuple(block[k] for k in range(len(Observed._fields))))
+
+
+def computed(
+    runner: Runner, name: str, tasks: list[tuple[Any, ...]], leaves: dict[Key, Leaf]
+) -> list[Any]:
+    """Return what tasks on leaves compute, on this side of a cluster."""
+    token = uuid.uuid4().hex[:8]
+    keys: list[Key] = [(f"{name}-{token}", number) for number in range(len(tasks))]
+    graph: Graph = {**leaves, **dict(zip(keys, tasks, strict=True))}
+    done = runner.run(graph, keys) if keys else {}
+    return runner.fetch([done[key] for key in keys])
+
+
+def digest(value: Any) -> str:
+    """Return a checksum of arrays, numbers, and what is made of them."""
+    checksum = blake2b(digest_size=16)
+    if is_dataclass(value):
+        value = tuple(getattr(value, f.name) for f in fields(value))
+    if isinstance(value, tuple):
+        checksum.update("".join(digest(part) for part in value).encode())
+    elif isinstance(value, np.ndarray):
+        checksum.update(f"{value.dtype.str}{value.shape}".encode())
+        checksum.update(np.ascontiguousarray(value).data)
+    else:
+        checksum.update(repr(value).encode())
+    return checksum.hexdigest()
