@@ -6,6 +6,7 @@ from typing import Any
 
 from dmf._factorize import factorize
 from dmf._impute import impute
+from dmf._plan import Plan, plan
 from dmf._split import split_observed
 from dmf._sweep import Sweep, Trial, sweep
 from dmf.ensemble import Ensemble
@@ -48,6 +49,7 @@ __all__ = [
     "NonNegative",
     "NormalizedGradient",
     "Penalty",
+    "Plan",
     "Plane",
     "Record",
     "Ridge",
@@ -59,6 +61,7 @@ __all__ = [
     "from_triplets",
     "impute",
     "load",
+    "plan",
     "split_observed",
     "sweep",
 ]

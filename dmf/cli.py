@@ -6,6 +6,7 @@ import math
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
@@ -281,6 +282,55 @@ def impute(
         m, n = filled.shape
         kind = f", {filled.dtype}" if hasattr(filled, "dtype") else ""
         click.echo(f"{output}: {m} × {n}{kind}, filled from {url}")
+
+
+@main.command(epilog="Example: dmf plan big.zarr --rank 32 --memory-limit 8GiB")
+@click.argument("input", metavar="INPUT")
+@click.option("--rank", type=int, required=True, help="The number of columns of W.")
+@mask_option
+@click.option(
+    "--memory-limit",
+    metavar="BYTES",
+    help="Plan for workers with so much memory, as in 8GiB, not for what there is.",
+)
+@click.option(
+    "--restarts", type=int, default=1, show_default=True, help="Random starts at once."
+)
+@cluster_options
+@table_options
+def plan(
+    input: str,
+    rank: int,
+    mask: str | None,
+    memory_limit: str | None,
+    restarts: int,
+    scheduler: str | None,
+    workers: int | None,
+    duplicates: str,
+    **columns: str | None,
+) -> None:
+    """Say how INPUT would be factorized, and what a round would take.
+
+    That is the blocks it is cut into, whether they stay in memory, tasks and seconds of
+    a round, and bytes of a worker. A fit that can't work is refused, with what would.
+    """
+    from dmf.io.matrices import open_matrix
+    from dmf.io.tables import Columns
+
+    with (
+        _reported("interrupted; nothing was planned"),
+        _where(scheduler, workers, lambda: None),
+    ):
+        found = dmf.plan(
+            open_matrix(input, Columns(**columns), duplicates),
+            rank,
+            mask=_open_mask(mask, columns["index"]),
+            restarts=restarts,
+            memory_limit=memory_limit,
+        )
+        click.echo(f"{replace(found, refusal=None)}")
+        if found.refusal is not None:
+            raise ValueError(found.refusal)
 
 
 @main.command(epilog="Example: dmf demo --output demo.png")

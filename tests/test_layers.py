@@ -85,12 +85,14 @@ def offenders(paths: list[Path], *forbidden: str) -> list[str]:
 
 
 TOP = (
+    "dmf._calibrate",
     "dmf._candidates",
     "dmf._checkpoint",
     "dmf._factorize",
     "dmf._fold",
     "dmf._impute",
     "dmf._options",
+    "dmf._plan",
     "dmf._predict",
     "dmf._settings",
     "dmf._split",

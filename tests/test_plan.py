@@ -27,7 +27,7 @@ from dmf.engine.grid import (
     ranked_grids,
     stored_in,
 )
-from dmf.engine.plan import grid_of_chunks
+from dmf.engine.layout import grid_of_chunks
 from dmf.engine.runner import Threads
 from tests.problems import low_rank
 

@@ -17,8 +17,8 @@ from dmf.engine.chunks import in_chunks
 from dmf.engine.cost import Machine
 from dmf.engine.grid import Grid
 from dmf.engine.kinds import block_kind, check_kinds, in_memory, is_dask
+from dmf.engine.layout import Layout, check_fits, gigabytes, layout_for, work_of
 from dmf.engine.lower import Key, Lowering, Place
-from dmf.engine.plan import Plan, check_fits, gigabytes, plan_for, work_of
 from dmf.engine.runner import Leaf, Runner
 from dmf.engine.stream import Recipe, Streamed
 from dmf.engine.trace import Trace, follow
@@ -194,26 +194,26 @@ def load(
         candidates=candidates,
     )
     machine = runner.machine() if machine is None else machine
-    planned = partial(plan_for, work=work, machine=machine, stream=stream)
+    laid_out = partial(layout_for, work=work, machine=machine, stream=stream)
     if is_dask(X):
-        plan = planned(X, beside=tuple(beside.values()))
-        check_fits(plan, runner.used())
-        if plan.work.streamed and stream is None:
-            _tell_of_passes(plan)
-        leaves = _load_dask(X, beside, plan, look, token, runner)
+        layout = laid_out(X, beside=tuple(beside.values()))
+        check_fits(layout, runner.used())
+        if layout.work.streamed and stream is None:
+            _tell_of_passes(layout)
+        leaves = _load_dask(X, beside, layout, look, token, runner)
     else:
         matrices = [X, *(in_memory(Y) for Y in beside.values())]
         if kind == "sparse":
             matrices = [canonical_csr(Y) for Y in matrices]
-        plan = planned(matrices[0])
-        check_fits(plan, runner.used())
-        blocks = _cut_arrays(matrices, plan, look, token)
+        layout = laid_out(matrices[0])
+        check_fits(layout, runner.used())
+        blocks = _cut_arrays(matrices, layout, look, token)
         seen = sum((block.totals for block in blocks.values()), Totals())
         if not may_be_empty and seen.weight <= 0:
             _refuse_empty(X.shape, seen)
         values = runner.put(list(blocks.values()), in_order=True)
         leaves = dict(zip(blocks, values, strict=True))
-    grid = plan.grid
+    grid = layout.grid
     summary, total = _count(grid, leaves, token, runner)
     if not may_be_empty and total.weight <= 0:
         _refuse_empty(X.shape, total)
@@ -254,22 +254,22 @@ def _told(validation: Any) -> str:
 
 
 def _cut_arrays(
-    matrices: list[Any], plan: Plan, look: Callable[..., Observed], token: str
+    matrices: list[Any], layout: Layout, look: Callable[..., Observed], token: str
 ) -> dict[Key, Any]:
     """Cut arrays in memory; bad values are refused before any task exists."""
     blocks = {}
-    for i, j in plan.grid.places():
-        rows, columns = _slice(plan.grid.strip(0, i)), _slice(plan.grid.strip(1, j))
+    for i, j in layout.grid.places():
+        rows, columns = _slice(layout.grid.strip(0, i)), _slice(layout.grid.strip(1, j))
         parts = [Y[rows, columns] for Y in matrices]
         origin = (rows.start, columns.start)
-        blocks[_block_key(token, 0, i, j)] = look(plan.work.kind, *origin, *parts)
+        blocks[_block_key(token, 0, i, j)] = look(layout.work.kind, *origin, *parts)
     return blocks
 
 
 def _load_dask(
     X: Any,
     beside: dict[str, Any],
-    plan: Plan,
+    layout: Layout,
     look: Callable[..., Observed],
     token: str,
     runner: Runner,
@@ -280,7 +280,7 @@ def _load_dask(
     mask = beside.get("mask")
     if mask is not None and not is_dask(mask):
         check_weights(mask)
-    grid = plan.grid
+    grid = layout.grid
     arrays = [_aligned(X, "X", grid, runner)]
     arrays += [_aligned(Y, name, grid, runner) for name, Y in beside.items()]
     arrays = optimize(*arrays)
@@ -291,20 +291,20 @@ def _load_dask(
     tasks: dict[Key, Any] = {}
     for i, j in grid.places():
         origin = (grid.strip(0, i).start, grid.strip(1, j).start)
-        here = partial(look, plan.work.kind, *origin)
+        here = partial(look, layout.work.kind, *origin)
         sources = tuple(part[i][j] for part in parts)
         tasks[_block_key(token, 0, i, j)] = (
             (Streamed.first, Recipe.of(here, graph, sources))
-            if plan.work.streamed
+            if layout.work.streamed
             else (here, *sources)
         )
-    return runner.run(tasks if plan.work.streamed else graph | tasks, list(tasks))
+    return runner.run(tasks if layout.work.streamed else graph | tasks, list(tasks))
 
 
-def _tell_of_passes(plan: Plan) -> None:
+def _tell_of_passes(layout: Layout) -> None:
     from dask.array import PerformanceWarning
 
-    work, machine = plan.work, plan.machine
+    work, machine = layout.work, layout.machine
     msg = (
         f"the blocks of X would take {gigabytes(work.stored * work.entry_bytes)}, too "
         f"much for {gigabytes(max(1, machine.workers) * machine.memory)} of memory: "

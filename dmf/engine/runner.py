@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -16,6 +17,7 @@ import dask.threaded
 import psutil
 from dask.base import persist
 from dask.system import CPU_COUNT
+from dask.utils import parse_bytes
 from threadpoolctl import threadpool_limits
 
 from dmf.engine.cost import Machine
@@ -197,6 +199,29 @@ class Cluster:
         # Dask arrays that are computed inside find their data on this cluster.
         with _translated(), self._client.as_current():
             yield
+
+
+def limited(machine: Machine, memory: float | str | None) -> Machine:
+    """Return a machine whose workers have so many bytes, or as in "8 GiB".
+
+    Raises
+    ------
+    ValueError
+        It isn't a number of bytes above 0.
+    """
+    if memory is None:
+        return machine
+    try:
+        given = float(parse_bytes(memory))
+    except (ValueError, TypeError, AttributeError):
+        given = 0.0
+    if not given > 0:
+        msg = (
+            f"memory_limit must be a number of bytes above 0, or as in '8 GiB'; got "
+            f"{memory!r}"
+        )
+        raise ValueError(msg)
+    return replace(machine, memory=given)
 
 
 def _memory() -> float:

@@ -1,4 +1,4 @@
-"""The plan of a fit: the grid, whether its blocks stay in memory, and what it takes."""
+"""The layout of a fit: the grid, whether its blocks stay, and what that takes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ KEEP_SHARE = 0.6
 
 
 @dataclass(frozen=True)
-class Plan:
+class Layout:
     """How a fit will run.
 
     Parameters
@@ -59,11 +59,11 @@ def work_of(
     """Return the work that factorizing X is.
 
     What a Dask array of sparse blocks stores isn't known before it is read: it counts
-    as if it stored everything.
+    as nothing.
     """
     kind = block_kind(X)
     dense = kind == "dense"
-    stored = X.nnz if not dense and not is_dask(X) else math.prod(X.shape)
+    stored = math.prod(X.shape) if dense else 0 if is_dask(X) else X.nnz
     weighted = mask is not None and mask.dtype != bool
     return Work(
         tuple(X.shape),
@@ -77,14 +77,14 @@ def work_of(
     )
 
 
-def plan_for(
+def layout_for(
     X: Any,
     work: Work,
     machine: Machine,
     *,
     beside: Sequence[Any] = (),
     stream: bool | None = None,
-) -> Plan:
+) -> Layout:
     """Return how X is cut, and whether its blocks stay in memory.
 
     Parameters
@@ -111,13 +111,13 @@ def plan_for(
             )
             raise ValueError(msg)
         if work.kind == "sparse":
-            return Plan(work, machine, balanced_grid(X, work, machine))
-        return Plan(work, machine, _even_grid(work, machine))
-    kept = Plan(work, machine, grid_of_chunks(X, work, machine))
+            return Layout(work, machine, balanced_grid(X, work, machine))
+        return Layout(work, machine, _even_grid(work, machine))
+    kept = Layout(work, machine, grid_of_chunks(X, work, machine))
     if stream is None:
-        known = work.kind == "dense"
         fits = kept.bytes().total <= KEEP_SHARE * machine.memory
-        stream = known and not fits and _readable(machine, X, *beside)
+        dense = work.kind == "dense"
+        stream = dense and not fits and _readable(machine, X, *beside)
     elif stream and not _readable(machine, X, *beside):
         msg = (
             "stream=True needs blocks that can be read again, but X, its mask or its "
@@ -127,7 +127,7 @@ def plan_for(
     if not stream:
         return kept
     work = replace(work, streamed=True)
-    return Plan(work, machine, grid_of_chunks(X, work, machine))
+    return Layout(work, machine, grid_of_chunks(X, work, machine))
 
 
 def _readable(machine: Machine, *arrays: Any) -> bool:
@@ -140,12 +140,12 @@ def _readable(machine: Machine, *arrays: Any) -> bool:
     return all(map(is_dask, arrays)) and not futures_of(arrays)
 
 
-def check_fits(plan: Plan, used: float) -> None:
-    """Refuse a plan that takes more memory than there is.
+def check_fits(layout: Layout, used: float) -> None:
+    """Refuse a layout that takes more memory than there is.
 
     Parameters
     ----------
-    plan : Plan
+    layout : Layout
     used : float
         Bytes that the fullest worker uses now.
 
@@ -154,29 +154,31 @@ def check_fits(plan: Plan, used: float) -> None:
     ValueError
         With what there is too little of, and what would do.
     """
-    why = refusal(plan, used)
+    why = refusal(layout, used)
     if why is not None:
         raise ValueError(why)
 
 
-def refusal(plan: Plan, used: float) -> str | None:
-    """Return why a plan can't work, and what would; None: it can."""
-    machine = plan.machine
-    needed = plan.bytes(used)
+def refusal(layout: Layout, used: float) -> str | None:
+    """Return why a layout can't work, and what would; None: it can."""
+    machine = layout.machine
+    needed = layout.bytes(used)
     if needed.total <= machine.memory:
         return None
     # The largest rank, and the fewest workers, for which this would fit.
     rank = bisect_left(
-        range(1, plan.work.width), True, key=lambda rank: not _fits(plan, used, rank)
+        range(1, layout.work.width),
+        True,
+        key=lambda rank: not _fits(layout, used, rank),
     )
     ways = [f"a rank of at most {rank}"] if rank else []
     if machine.workers:
         counts = (machine.workers * 2**k for k in range(1, 11))
-        count = next((n for n in counts if _fits(plan, used, workers=n)), None)
+        count = next((n for n in counts if _fits(layout, used, workers=n)), None)
         ways += [f"{count} such workers"] if count else []
-        ways.append(f"workers of {gigabytes(needed.total)}")
-    elif not plan.work.streamed:
+    elif not layout.work.streamed:
         ways.append("X as a Dask array, a .npy file or a Zarr array, read in parts")
+    ways.append(f"{gigabytes(needed.total)} of memory")
     where = "each worker has" if machine.workers else "this machine has"
     return (
         f"the fit would take {gigabytes(needed.total)} of memory "
@@ -186,9 +188,11 @@ def refusal(plan: Plan, used: float) -> str | None:
     )
 
 
-def _fits(plan: Plan, used: float, rank: int | None = None, workers: int = 0) -> bool:
+def _fits(
+    layout: Layout, used: float, rank: int | None = None, workers: int = 0
+) -> bool:
     """Return whether it would fit with another rank, or with other workers."""
-    work, machine = plan.work, plan.machine
+    work, machine = layout.work, layout.machine
     if rank is not None:
         work = replace(work, width=rank)
     if workers:
