@@ -23,7 +23,7 @@ ENTRIES = 10**6
 SMALL = (64, 48)
 ROUNDS = 9
 # Bytes of X that are read to see how fast reading is.
-READ_BYTES = 2**27
+READ_BYTES = 2**26
 
 
 def calibrated(layout: Layout, X: Array, client: Client | None) -> Speed:
@@ -93,8 +93,8 @@ def _reading(X: Array, work: Work, machine: Machine) -> float:
     p, q = (int(lengths[0]) for lengths in X.chunks)
     q = min(X.shape[1], max(q, READ_BYTES // (work.itemsize * p)))
     part = X[:p, :q]
+    busy = min(machine.threads, int(part.npartitions))
     began = time.perf_counter()
     fetch(part.max())  # NaN or not: all of it is read
-    busy = min(machine.threads, part.npartitions)
     seconds = time.perf_counter() - began
-    return seconds * busy / (p * q * work.entry_bytes)
+    return seconds * busy / float(p * q * work.entry_bytes)

@@ -81,7 +81,9 @@ class Plan:
 
     def __str__(self) -> str:
         m, n = self.shape
-        stored = f", {self.stored / (m * n):.3g} of it stored"
+        matrix = f"{m} × {n}, {self.kind}"
+        if self.kind == "sparse":
+            matrix += f", {self.stored / (m * n):.3g} of it stored"
         P, Q = self.grid
         place = (
             f"{self.workers} workers, {self.threads} threads in all"
@@ -91,7 +93,7 @@ class Plan:
         kept = "read anew in each pass" if self.streamed else "kept in memory"
         limit = "" if math.isinf(self.memory) else f" of {gigabytes(self.memory)}"
         lines = {
-            "matrix": f"{m} × {n}, {self.kind}{stored if self.kind == 'sparse' else ''}",
+            "matrix": matrix,
             "rank": f"{self.rank}",
             "runs on": place,
             "blocks": f"{P} × {Q}, {kept}",

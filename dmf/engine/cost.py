@@ -122,6 +122,8 @@ class Work:
         Whether entries have weights.
     held_out : bool
         Whether some of them are held out.
+    lazy : bool
+        Whether X is read inside tasks.
     streamed : bool
         Whether blocks are read anew in each pass.
     candidates : int
@@ -135,6 +137,7 @@ class Work:
     itemsize: int = 4
     weighted: bool = False
     held_out: bool = False
+    lazy: bool = False
     streamed: bool = False
     candidates: int = 1
 

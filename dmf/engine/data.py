@@ -281,8 +281,10 @@ def _load_dask(
     if mask is not None and not is_dask(mask):
         check_weights(mask)
     grid = layout.grid
-    arrays = [_aligned(X, "X", grid, runner)]
-    arrays += [_aligned(Y, name, grid, runner) for name, Y in beside.items()]
+    arrays = [
+        _aligned(Y, name, grid, runner, layout.work.streamed)
+        for name, Y in {"X": X, **beside}.items()
+    ]
     arrays = optimize(*arrays)
     graph: dict[Key, Any] = {}
     for array in arrays:
@@ -314,8 +316,11 @@ def _tell_of_passes(layout: Layout) -> None:
     warnings.warn(msg, PerformanceWarning, stacklevel=2)
 
 
-def _aligned(X: Any, name: str, grid: Grid, runner: Runner) -> Any:
-    """Return X as a Dask array whose chunks are the blocks of the grid."""
+def _aligned(X: Any, name: str, grid: Grid, runner: Runner, apart: bool) -> Any:
+    """Return X as a Dask array whose chunks are the blocks of the grid.
+
+    Each of them may be computed `apart` from the others.
+    """
     chunks = (_lengths(grid.row_bounds), _lengths(grid.column_bounds))
     if is_dask(X) and block_kind(X) == "sparse" and X.chunks != chunks:
         msg = (
@@ -323,6 +328,8 @@ def _aligned(X: Any, name: str, grid: Grid, runner: Runner) -> Any:
             "chunks can't be cut anew"
         )
         raise ValueError(msg)
+    if apart and is_dask(X):  # Dask might have workers pass parts around
+        return X.rechunk(chunks, method="tasks")
     return in_chunks(X, chunks, runner)
 
 

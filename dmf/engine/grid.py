@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmf.engine.cost import Machine, Work, cost_of, longer_axis
-from dmf.engine.memory import PROCESS, read_bytes, threads_of
+from dmf.engine.memory import PROCESS, making_bytes, threads_of
 
 # The number of threads counts as the next power of this: grids, and with them the order
 # in which sums are added up, are then the same on 1 to 4 threads, on 5 to 16, …; and a
@@ -128,7 +128,8 @@ def _fewest(work: Work, machine: Machine) -> int:
     if work.streamed:
         # Each thread makes a block; the rest is for factors and their sums.
         room = max(machine.memory - PROCESS, SHARE_OF_MEMORY * machine.memory) / 2
-        return math.ceil(work.stored * read_bytes(work) * threads_of(machine) / room)
+        each = (work.entry_bytes + making_bytes(work)) * threads_of(machine)
+        return math.ceil(work.stored * each / room)
     data = work.stored * work.entry_bytes
     return math.ceil(data / (SHARE_OF_MEMORY * machine.memory))
 

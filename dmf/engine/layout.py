@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dmf.engine.cost import Machine, Work
+import numpy as np
+
+from dmf.engine.cost import Machine, Work, cost_of
 from dmf.engine.grid import (
     Grid,
     balanced_grid,
@@ -73,6 +75,7 @@ def work_of(
         working_dtype(X.dtype).itemsize,
         weighted or (dense and unobserved > 0),
         held_out=held_out,
+        lazy=is_dask(X),
         candidates=candidates,
     )
 
@@ -112,7 +115,7 @@ def layout_for(
             raise ValueError(msg)
         if work.kind == "sparse":
             return Layout(work, machine, balanced_grid(X, work, machine))
-        return Layout(work, machine, _even_grid(work, machine))
+        return Layout(work, machine, _even(work.shape, ranked_grids(work, machine)[0]))
     kept = Layout(work, machine, grid_of_chunks(X, work, machine))
     if stream is None:
         fits = kept.bytes().total <= KEEP_SHARE * machine.memory
@@ -207,10 +210,9 @@ def gigabytes(number: float) -> str:
     return f"{number / 1e9:.3g} GB" if number >= 1e8 else f"{number / 1e6:.3g} MB"
 
 
-def _even_grid(work: Work, machine: Machine) -> Grid:
-    P, Q = ranked_grids(work, machine)[0]
-    m, n = work.shape
-    return Grid(even_bounds(m, P), even_bounds(n, Q))
+def _even(shape: tuple[int, int], grid: tuple[int, int]) -> Grid:
+    rows, columns = map(even_bounds, shape, grid)
+    return Grid(rows, columns)
 
 
 def grid_of_chunks(X: Any, work: Work, machine: Machine) -> Grid:
@@ -224,9 +226,12 @@ def grid_of_chunks(X: Any, work: Work, machine: Machine) -> Grid:
     flaw = None if work.kind == "sparse" else flaw_of(work, own, machine)
     if flaw is None:
         return own
-    best = _of_whole_chunks(X, ranked_grids(work, machine)[0])
-    if flaw_of(work, best, machine) is not None:
-        best = _even_grid(work, machine)  # whole chunks won't do: cut them
+    ranked = ranked_grids(work, machine)
+    merged = (_of_whole_chunks(X, shape) for shape in ranked)
+    good = (grid for grid in merged if flaw_of(work, grid, machine) is None)
+    best = next(good, None)
+    if best is None:  # whole chunks won't do: cut them
+        best = _cut_grid(X, work, machine)
     if flaw.matters:
         msg = (
             f"X has {own.shape[0]} × {own.shape[1]} chunks, {flaw.why}; the fit uses "
@@ -235,6 +240,28 @@ def grid_of_chunks(X: Any, work: Work, machine: Machine) -> Grid:
         )
         warnings.warn(msg, PerformanceWarning, stacklevel=2)
     return best
+
+
+def _cut_grid(X: Any, work: Work, machine: Machine) -> Grid:
+    """Return the best grid that cuts chunks; a chunk is read for each piece of it."""
+
+    def seconds(grid: Grid) -> float:
+        cost = cost_of(work, grid.shape, machine)
+        bounds = (grid.row_bounds, grid.column_bounds)
+        pairs = zip(X.chunks, bounds, strict=True)
+        times = math.prod(_times_read(lengths, own) for lengths, own in pairs)
+        return cost.seconds + (times - 1) * cost.memory
+
+    grids = [_even(work.shape, shape) for shape in ranked_grids(work, machine)]
+    return min(grids, key=seconds) if work.streamed else grids[0]
+
+
+def _times_read(lengths: tuple[int, ...], bounds: tuple[int, ...]) -> float:
+    """Return how often chunks of an axis are read for strips with these bounds."""
+    ends = np.cumsum([0, *lengths])
+    first = np.searchsorted(ends, bounds[:-1], side="right") - 1
+    last = np.searchsorted(ends, bounds[1:], side="left")
+    return float((ends[last] - ends[first]).sum() / ends[-1])
 
 
 def _of_whole_chunks(X: Any, shape: tuple[int, int]) -> Grid:

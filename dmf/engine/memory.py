@@ -15,11 +15,10 @@ from dmf.engine.lower import FAN_IN_LARGE
 PROCESS = 220e6
 # Copies of a factor: before and after a round, each with the last moves; the gradient.
 COPIES = 5
+# More of them where the best ones so far are kept, or those of each candidate alone.
+KEPT_COPIES = 2
 # Copies of the shorter factor that visit a worker, with what is sent around with it.
 VISITORS = 2
-# What a sparse block takes for a moment while it is made, for each entry: places,
-# sums in float64.
-SPARSE_READ = 40
 
 
 class Bytes(NamedTuple):
@@ -59,11 +58,14 @@ def bytes_of(
 
     row_bytes = work.width * work.candidates * work.itemsize
     longer, shorter = (f(work.shape) * row_bytes for f in (max, min))
-    factors = COPIES * (longer + shorter) / workers
+    copies = COPIES + KEPT_COPIES * (work.held_out or work.candidates > 1)
+    factors = copies * (longer + shorter) / workers
     if workers > 1:
         factors += VISITORS * shorter
 
-    reading = busy * entries * read_bytes(work)
+    # Blocks of an array in memory are made one after the other, those of a lazy one by
+    # all threads.
+    reading = (busy if work.lazy else 1) * entries * making_bytes(work)
     sums = 0.0
     for axis, across in enumerate(grid[::-1]):
         if across > 1:
@@ -72,16 +74,20 @@ def bytes_of(
             each = row_bytes + work.candidates * CURVATURE_BYTES
             sums = max(sums, waiting * strip * each)
     # What is kept is made before there are factors; what is streamed, beside them.
+    if work.streamed:
+        reading += busy * entries * work.entry_bytes
     both = reading + sums if work.streamed else max(reading - factors, sums)
     return Bytes(max(used, PROCESS), data, factors, both)
 
 
-def read_bytes(work: Work) -> float:
-    """Return what an entry takes while its block is made from the source."""
+def making_bytes(work: Work) -> float:
+    """Return what an entry takes for a while, as its block is made from the source."""
     if work.kind == "sparse":
-        return work.entry_bytes + SPARSE_READ
-    # As it is read, without what is missing, and of what zeros are taken; three masks.
-    return 3 * work.itemsize + 3 + work.entry_bytes - work.itemsize
+        return 40.0  # its place, sums in float64
+    # Of a lazy array: as it is stored, as it is unpacked, and where it belongs.
+    source = 3 * work.itemsize if work.lazy else 0
+    # Without what is missing; which entries those are; random bits.
+    return source + work.itemsize + 3 + (24 if work.held_out else 0)
 
 
 def threads_of(machine: Machine) -> int:
