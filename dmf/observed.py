@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from array_api_compat import array_namespace, is_numpy_namespace
@@ -109,8 +109,9 @@ class Totals:
         return math.sqrt(self.spread / self.weight) if self.weight > 0 else 0.0
 
 
-class Observed(NamedTuple):
-    """A part of X as a fit sees it.
+@dataclass(frozen=True)
+class Observed:
+    """A part of X as a fit sees it; no tuple, which Dask would look through for keys.
 
     Parameters
     ----------

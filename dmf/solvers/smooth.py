@@ -48,8 +48,9 @@ def glide(half: HalfStep) -> Value:
     gram = loss.gram
     if gram is None:
         gram = half.sum_over_all(half.per_fixed("gram", gram_of, half.fixed_strip))
-    summed = loss.gradient(half.moving)
+    # Neighbours first: what follows is then one task.
     halo = half.neighbours(half.moving, reach)
+    summed = loss.gradient(half.moving)
     terms = half.per_strip(
         "terms", half.side.terms, half.moving, half.counts, half.centre
     )
@@ -64,7 +65,7 @@ def glide(half: HalfStep) -> Value:
         terms,
         half.counts,
     )
-    moves = course[Course._fields.index("moves")]
+    moves = course["moves"]
     model = half.per_strip(
         "model",
         partial(build_model, side=half.side),
