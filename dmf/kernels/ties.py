@@ -1,9 +1,10 @@
 """Kernels for strips whose rows are tied to their neighbours, compiled with Numba.
 
-`pull`, `products` and `solve` do what the formulas of `dmf.smoothness` do, in one pass
-each. A strip is seen as a matrix with a row for each of its rows, in which a candidate
-has some neighbouring columns: loops over those are innermost, so that they vectorise
-although each row needs the one before it. Sums are float64, whatever the strip is.
+`pull` and `products` do what the formulas of `dmf.smoothness` do, in one pass each;
+`solve` is for what the array API can't. A strip is seen as a matrix with a row for each
+of its rows, in which a candidate has some neighbouring columns: loops over those are
+innermost, so that they vectorise although each row needs the one before it. Sums are
+float64, whatever the strip is.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def pull(
     """
     p, _, width = gradient.shape
     place = gradient.reshape(p, -1), k * width, rank
-    return float(_pull(_flat(padded), coefficients, begin, halo, *place))
+    return float(_pull(_flat(padded), frozen(coefficients), begin, halo, *place))
 
 
 def products(
@@ -61,7 +62,7 @@ def products(
     """
     column = k * one.shape[2]
     found: tuple[float, float, float] = _products(
-        _flat(one), _flat(other), coefficients, begin, column, rank
+        _flat(one), _flat(other), frozen(coefficients), begin, column, rank
     )
     return found
 
@@ -83,8 +84,9 @@ def solve(
     right : array of float64, shape (p, r)
     """
     order = len(bands) - 1
-    lower = np.empty((order, *right.shape))
-    _solve(bands, curvature, counts, least, lower, np.empty_like(right), right)
+    lower, inverse = np.empty((order, *right.shape)), np.empty_like(right)
+    given = frozen(bands), frozen(curvature), frozen(counts)
+    _solve(*given, least, lower, inverse, right)
 
 
 def _flat(strip: Array) -> Array:
