@@ -47,9 +47,9 @@ DMF_GRIDS: dict[str, Settings] = {
         "rank": [12, 20, 40, 54],
         "offsets": ["both"],
         "strength": [1.0, 2.0],
-        "light": [0.002, 0.005],
+        "light": [0.002, 0.005, 0.02],
         "tied": [False, True],
-        "max_rounds": [2, 30, 40, 100],
+        "max_rounds": [2, 28, 30, 40, 100],
     },
 }
 BEST = "dmf, at its best"
@@ -134,7 +134,7 @@ CHOSEN: dict[str, dict[str, tuple[str, Settings]]] = {
             {"n_nearest_features": None} | SINGLE,
         ),
         as_good_as("SoftImpute"): dmf_settings(12, "both", 2.0, 0.005, 2),
-        as_good_as("KNNImputer"): dmf_settings(54, "both", 1.0, 0.002, 40),
+        as_good_as("KNNImputer"): dmf_settings(54, "both", 1.0, 0.02, 28),
         as_good_as("IterativeImputer"): dmf_settings(20, "both", 2.0, 0.005, 2),
         BEST: dmf_settings(54, "both", 1.0, 0.002, 100),
     },

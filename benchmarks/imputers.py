@@ -88,7 +88,7 @@ def factorization(
     """
     import dmf
 
-    unit = strength * float(np.nanstd(X))
+    unit = strength * float(X[np.isfinite(X)].std())
     on_rows: dmf.Penalty = dmf.Ridge(unit)
     if tied:
         on_rows = on_rows + dmf.Smooth(1e-6 * unit)

@@ -10,6 +10,7 @@ from dmf._predict import augmented
 from dmf.containers import check_same_labels, unwrap_pair
 from dmf.engine.arrays import fill_lazily
 from dmf.engine.kinds import check_kinds, in_memory, is_dask
+from dmf.engine.runner import one_blas_thread
 from dmf.entries import check_weights, fill_block, filled_dtype
 from dmf.result import Factorization
 from dmf.validation import check_mask, check_matrix
@@ -79,4 +80,7 @@ def _filled(X: Array, mask: Array | None, W: Array, H: Array) -> Array:
     if is_dask(X):
         return fill_lazily(X, mask, W, H)
     W, H = np.asarray(W), np.asarray(H)
-    return fill_block(X, in_memory(mask), W, H.T, filled_dtype(X.dtype))
+    # Products of tiles are small: a second thread of BLAS helps little, and waits for
+    # long where something else runs.
+    with one_blas_thread():
+        return fill_block(X, in_memory(mask), W, H.T, filled_dtype(X.dtype))

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from array_api_compat import array_namespace, is_numpy_namespace
@@ -34,8 +34,9 @@ if TYPE_CHECKING:
 Array = Any
 
 
-class Observed(NamedTuple):
-    """A part of X as a fit sees it.
+@dataclass(frozen=True)
+class Observed:
+    """A part of X as a fit sees it; no tuple, which Dask would look through for keys.
 
     Parameters
     ----------

@@ -58,6 +58,38 @@ def test_building_rounds_computes_nothing() -> None:
             assert len(graph) > 20
 
 
+SMOOTH = dmf.Smooth(0.5, order=2) + RIDGE
+
+
+@pytest.mark.parametrize(
+    ("scope", "penalty"), [("row", RIDGE), ("global", RIDGE), ("row", SMOOTH)], ids=str
+)
+def test_on_a_single_block_a_half_step_is_one_task(scope: Any, penalty: Any) -> None:
+    """And one more task picks its report."""
+    data, state, _ = prepared(1, 1)
+    solver = dmf.NormalizedGradient(scope)
+    objective = objective_of([penalty], rank=2)
+    graph, _, _ = build_rounds(data, state, solver, objective, 3)
+    assert len(graph) - len(data.leaves) - len(state.leaves) == 3 * 2 * 2
+
+
+@pytest.mark.parametrize("grid", [(1, 4), (4, 1), (3, 3)], ids=str)
+def test_edges_of_strips_are_the_same_near_and_far(grid: tuple[int, int]) -> None:
+    """Where results travel, edges are tasks of their own: with the same numbers."""
+    data, state, _ = prepared(*grid)
+    objective = objective_of([SMOOTH], rank=2)
+    found, sizes = [], []
+    for far in (False, True):
+        graph, after, _ = build_rounds(
+            replace(data, remote=far), state, dmf.NormalizedGradient(), objective, 2
+        )
+        leaves = Threads().run(graph, after.keys)
+        found.append([leaves[key].factor.tobytes() for key in sum(after.strips, ())])
+        sizes.append(len(graph))
+    assert found[0] == found[1]
+    assert sizes[0] < sizes[1]
+
+
 @pytest.mark.parametrize(
     "solver",
     [

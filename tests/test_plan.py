@@ -28,6 +28,7 @@ from dmf.engine.grid import (
     stored_in,
 )
 from dmf.engine.layout import grid_of_chunks
+from dmf.engine.memory import threads_of
 from dmf.engine.runner import Threads
 from tests.problems import low_rank
 
@@ -59,8 +60,8 @@ def test_a_plan_fits_the_matrix_the_threads_and_the_memory(
     many = 4 * machine.threads < P * Q
     if large:  # it can't be cut any finer
         assert work.shape[0] < 2 * P or work.shape[1] < 2 * Q
-    if many:  # only for the memory's sake
-        assert 2 * data / (P * Q) > machine.memory / 16
+    if many:  # only for the memory's sake, of which each thread has a share
+        assert 2 * data / (P * Q) > machine.memory / 16 / threads_of(machine)
 
 
 @given(work=works, memory=st.floats(1e9, 1e12))

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dmf
-from dmf.smoothness import differences_of
+from dmf.smoothness import Ties, differences_of
 from tests.problems import same_factors
 
 Array = Any
@@ -81,6 +81,12 @@ def plain(W: Array, H: Array, X: Array, penalty: Any) -> float:
     return 0.5 * np.sum(residual**2) + omega(penalty[0], W) + omega(penalty[1], H.T)
 
 
+def ties_of(smooth: dmf.Smooth, start: int, length: int, total: int) -> Ties:
+    """Return the ties of a strip of one candidate of rank 2, with all of its halo."""
+    part = differences_of(smooth, start, length, total)
+    return Ties((part,), 2, length, min(smooth.order, start))
+
+
 @given(
     order=st.sampled_from([1, 2]),
     even=st.booleans(),
@@ -103,11 +109,11 @@ def test_value_and_gradient_of_any_strips(
         bounds = [0, 12]
     total, parts = 0.0, []
     for start, stop in pairwise(bounds):
-        differences = differences_of(smooth, start, stop - start, 12)
         halo = min(order, start)
-        strip = rows[start - halo : min(12, stop + order)]
-        total += 0.5 * differences.value(strip, strip, halo)
-        parts.append(differences.gradient(strip, halo))
+        strip = rows[start - halo : min(12, stop + order), None]
+        value, pull = ties_of(smooth, start, stop - start, 12).pull(strip)
+        total += value[0]
+        parts.append(pull[:, 0])
     assert total == pytest.approx(roughness(rows, smooth), rel=1e-10)
     gradient = np.concatenate(parts)
     for i, k in np.ndindex(12, 2):
@@ -125,15 +131,15 @@ def test_the_banded_matrix_is_that_of_the_gradient(order: int, length: int) -> N
     """Its columns are the gradients of the unit vectors, within the strip."""
     gaps = tuple(np.linspace(0.5, 2.0, 14).tolist())
     smooth = dmf.Smooth(0.8, order=order, step=gaps)
-    differences = differences_of(smooth, 3, length, 15)
+    ties = ties_of(smooth, 3, length, 15)
     before, after = min(order, 3), min(order, 15 - 3 - length)
     dense = np.zeros((length, length))
     for k in range(length):
-        unit = np.zeros((before + length + after, 1))
+        unit = np.zeros((before + length + after, 1, 2))
         unit[before + k] = 1.0
-        dense[:, k] = differences.gradient(unit, before)[:, 0]
+        dense[:, k] = ties.pull(unit)[1][:, 0, 0]
     np.testing.assert_allclose(dense, dense.T, atol=1e-12)
-    bands = differences.banded(order)
+    bands = ties.banded(0)
     for k in range(order + 1):
         np.testing.assert_allclose(
             bands[k, : length - k], np.diagonal(dense, -k), atol=1e-12
@@ -152,8 +158,8 @@ def test_steps_are_distances(order: int) -> None:
 
 
 def roughness_of_fit(rows: Array, smooth: dmf.Smooth) -> float:
-    differences = differences_of(smooth, 0, len(rows), len(rows))
-    return 0.5 * differences.value(rows, rows, 0)
+    ties = Ties((differences_of(smooth, 0, len(rows), len(rows)),), 1, len(rows), 0)
+    return float(ties.pull(rows[:, None])[0][0])
 
 
 def exact_H(W: Array, X: Array, penalty: Any) -> Array:

@@ -31,10 +31,6 @@ from dmf.validation import refuse_empty, working_dtype
 
 # The share of the spread that rounding may take of a loss without residuals.
 DROWNED = 1e-5
-# Where an `Observed` keeps what.
-BLOCK, HELD_OUT, COUNTS, TOTALS = (
-    Observed._fields.index(name) for name in ("block", "held_out", "counts", "totals")
-)
 
 
 @dataclass(frozen=True)
@@ -75,7 +71,7 @@ class Data:
 
     def block(self, axis: int) -> Place:
         """Return where the block (strip, block of the strip) of an axis is."""
-        return Place(partial(_block_key, self.token, axis), (BLOCK,))
+        return Place(partial(_block_key, self.token, axis), ("block",))
 
     @property
     def kernels(self) -> ModuleType:
@@ -84,7 +80,7 @@ class Data:
 
     def held_out(self) -> Place:
         """Return where the held-out entries of a block are; strips are those of W."""
-        return Place(partial(_block_key, self.token, 0), (HELD_OUT,))
+        return Place(partial(_block_key, self.token, 0), ("held_out",))
 
     @property
     def masked(self) -> bool:
@@ -370,7 +366,7 @@ def _count(
             outputs.append(trace.sum_over_all(trace.sum_over_strip(totals)))
         lowering = Lowering(
             trace,
-            {counts: Place(place, (COUNTS, axis)), totals: Place(place, (TOTALS,))},
+            {counts: Place(place, ("counts", axis)), totals: Place(place, ("totals",))},
             tuple(outputs),
             (grid.shape[axis], grid.shape[1 - axis]),
             f"{'WH'[axis]}-{token}",

@@ -30,7 +30,7 @@ def fingerprint(data: Data, runner: Runner) -> str:
 
 def _digest_of_block(block: Any) -> str:
     block = opened(block)
-    return digest(tuple(block[k] for k in range(len(Observed._fields))))
+    return digest(tuple(getattr(block, field.name) for field in fields(Observed)))
 
 
 def computed(

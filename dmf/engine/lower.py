@@ -2,8 +2,8 @@
 
 Operations that follow each other in one place become one task, a *stage*. Where a strip
 has a single block, "per block" and "per strip" are the same place, so that a whole
-half-step of the row scope is one task. So tasks are few and fat, which is what a
-scheduler wants, and solvers need not care.
+half-step of the row scope is one task. Where X is a single block, all places are one.
+So tasks are few and fat, which is what a scheduler wants, and solvers need not care.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 from dmf.engine.stream import opened
 from dmf.engine.trace import (
     Operation,
+    Path,
     Trace,
     Value,
     add_up,
@@ -29,7 +30,6 @@ from dmf.engine.trace import (
 
 Key = Any  # a tuple, its first item the name
 Graph = dict[Key, Any]
-Path = tuple[int, ...]
 
 
 class Argument(NamedTuple):
@@ -106,6 +106,8 @@ class Lowering:
     apart : bool
         Whether a part that several blocks want of a value is a task of its own, so that
         it alone travels to other workers.
+    near : bool
+        Whether nothing travels at all: then the edges of strips need no tasks.
 
     Attributes
     ----------
@@ -124,6 +126,7 @@ class Lowering:
         bounds: tuple[int, ...] = (),
         fan_in: int = FAN_IN,
         apart: bool = False,
+        near: bool = False,
     ) -> None:
         self.graph: Graph = {}
         self._strips, self._blocks = shape
@@ -131,30 +134,30 @@ class Lowering:
         self._prefix = prefix
         self._bounds = bounds
         self._apart = apart
+        self._near = near
         self._fan_in = fan_in
         self._found = {value.number: place for value, place in inputs.items()}
-        for stage in _stages(trace.operations, fused=self._blocks == 1):
-            later = {v.number for v in outputs}
-            later |= {
+        asked = {v.number for v in outputs}
+        for kind, stage in _stages(trace.operations, asked, shape):
+            later = asked | {
                 v.number
                 for op in trace.operations[stage[-1].result.number + 1 :]
                 for v in op.operands
             }
-            if stage[-1].result.place == "all":
+            if kind == "all":
                 self._add_total(stage[-1])
-            elif stage[-1].reach:
+            elif kind == "edges":
                 self._add_halos(stage[-1])
             else:
-                self._add_stage(stage, later)
+                self._add_stage(stage, kind, later)
 
     def find(self, value: Value) -> Place:
         """Return where a value is."""
         place = self._found[value.number]
         return Place(place.key, place.path + value.path, place.users)
 
-    def _add_stage(self, stage: list[Operation], later: set[int]) -> None:
+    def _add_stage(self, stage: list[Operation], place: str, later: set[int]) -> None:
         """Add one task for each strip or block that does all of a stage."""
-        place = stage[-1].result.place
         own = [op.result.number for op in stage]
         # An operand from outside the stage is an argument of its tasks.
         arguments = dict.fromkeys(
@@ -207,21 +210,20 @@ class Lowering:
     def _add_halos(self, op: Operation) -> None:
         """Add the tasks that bring each strip the edges of its neighbours.
 
-        Edges are tasks of their own, so that nothing but a few rows travels.
+        Where they travel, edges are tasks of their own: nothing but a few rows does.
         """
         head = self._head(op)
         place = self.find(op.operands[0])
         edges: list[Key | None] = [None]
         for i in range(self._strips if self._strips > 1 else 0):
-            edges.append((*head, "edge", i))
-            self.graph[edges[-1]] = (edges_of, place.key(i, 0), place.path, op.reach)
-        edges.append(None)
+            edge = (edges_of, place.key(i, 0), place.path, op.reach)
+            if not self._near:
+                self.graph[*head, "edge", i] = edge
+            edges.append(edge if self._near else (*head, "edge", i))
+        edges += [None, None]
         for i in range(self._strips):
-            before, after = (
-                (edges[i], edges[i + 2]) if self._strips > 1 else (None, None)
-            )
             where = (self._bounds[i], self._bounds[-1])
-            self.graph[*head, i, 0] = (halo_of, before, after, *where)
+            self.graph[*head, i, 0] = (halo_of, edges[i], edges[i + 2], *where)
         self._found[op.result.number] = Place(partial(_strip_key, head))
 
     def _step(
@@ -241,6 +243,8 @@ class Lowering:
             else:
                 argument, path = self._argument(op, value), self.find(value).path
             operands.append((slots[argument], () if argument.path else path))
+        if op.reach:
+            return partial(_no_neighbours, total=self._bounds[-1]), tuple(operands)
         return (_alone if op.sums else op.function), tuple(operands)
 
     def _sums_blocks(self, op: Operation) -> bool:
@@ -300,28 +304,40 @@ class Lowering:
         return (f"{op.name}-{self._label}", *self._prefix, op.result.number)
 
 
-def _stages(operations: list[Operation], fused: bool) -> Iterator[list[Operation]]:
-    """Group operations that follow each other in one place.
+def _stages(
+    operations: list[Operation], asked: set[int], shape: tuple[int, int]
+) -> Iterator[tuple[str, list[Operation]]]:
+    """Group operations that follow each other in one place; yield where, and which.
 
-    If a strip has a single block (`fused`), blocks and strips are one place.
+    If a strip has a single block, blocks and strips are one place. If there is a single
+    strip as well, so is everything but the totals that are asked for.
     """
+    strips, blocks = shape
 
     def place(op: Operation) -> tuple[str, int]:
+        total = op.result.place == "all"
+        if strips == blocks == 1 and not (total and op.result.number in asked):
+            return "strip", 0
         if op.reach:
             return "edges", op.result.number
-        if op.result.place == "all":
+        if total:
             return "all", op.result.number  # each total is a tree of its own
         if op.result.place == "fixed":
             return "fixed", 0
-        return ("strip" if fused else op.result.place), 0
+        return ("strip" if blocks == 1 else op.result.place), 0
 
-    for _, stage in groupby(operations, key=place):
-        yield list(stage)
+    for (kind, _), stage in groupby(operations, key=place):
+        yield kind, list(stage)
 
 
 def _alone(value: Any) -> Any:
     """Return the sum over a single block."""
     return value
+
+
+def _no_neighbours(value: Any, total: int) -> Any:
+    """Return the halo of a strip that is the whole factor."""
+    return halo_of(None, None, 0, total)
 
 
 def _block_key(head: tuple[Hashable, ...], i: int, j: int) -> Key:

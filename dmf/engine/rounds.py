@@ -276,7 +276,7 @@ def build_half(
     if "tied" in half.side.roles and level_moves:
         lift(half, data.totals.weight)
     updated = solver.half_step(half)
-    total = half.sum_over_all(updated[Moved._fields.index("report")])
+    total = half.sum_over_all(updated["report"])
     lowering = _lower(half, data, inputs, (updated, total), state)
     place = lowering.find(updated)
     moved = tuple(place.key(i, 0) for i in range(len(state.strips[axis])))
@@ -305,22 +305,21 @@ def build_errors(data: Data, state: State, place: Place) -> tuple[Graph, Key]:
     entries, W, H = trace.input("block"), trace.input("strip"), trace.input("block")
     each = trace.per_block("validate", data.kernels.errors, entries, W, H)
     total = trace.sum_over_all(trace.sum_over_strip(each))
+    P, Q = data.grid.shape
     inputs = {
         entries: place,
-        W: Place(partial(_own, state.strips[0]), (FACTOR,), users=data.grid.shape[1]),
-        H: Place(partial(_other, state.strips[1]), (FACTOR,), users=data.grid.shape[0]),
+        W: Place(partial(_own, state.strips[0]), ("factor",), users=Q),
+        H: Place(partial(_other, state.strips[1]), ("factor",), users=P),
     }
-    shape = data.grid.shape
     prefix = (state.stack, state.round)
     label = f"WH-{data.token}"
     apart = data.remote  # no memory of the solver shall travel to be validated
-    lowering = Lowering(trace, inputs, (total,), shape, label, prefix, apart=apart)
+    lowering = Lowering(trace, inputs, (total,), (P, Q), label, prefix, apart=apart)
     return lowering.graph, lowering.find(total).key(0, 0)
 
 
 # Strips of so many bytes are worth a task more that spares them a journey.
 LARGE = 2**20
-FACTOR, MEMORY = (Moved._fields.index(name) for name in ("factor", "memory"))
 
 
 def _half_trace(data: Data, objective: Objective, state: State, axis: int) -> HalfTrace:
@@ -341,10 +340,10 @@ def _inputs(half: HalfTrace, data: Data, state: State) -> dict[Any, Place]:
     return {
         half.block: data.block(axis),
         half.counts: data.counts(axis),
-        half.moving: Place(partial(_own, moving), (FACTOR,), users=len(fixed)),
-        half.memory: Place(partial(_own, moving), (MEMORY,)),
-        half.fixed: Place(partial(_other, fixed), (FACTOR,), users=len(moving)),
-        half.fixed_strip: Place(partial(_other, fixed), (FACTOR,)),
+        half.moving: Place(partial(_own, moving), ("factor",), users=len(fixed)),
+        half.memory: Place(partial(_own, moving), ("memory",)),
+        half.fixed: Place(partial(_other, fixed), ("factor",), users=len(moving)),
+        half.fixed_strip: Place(partial(_other, fixed), ("factor",)),
         half.centre: Place(partial(_one, state.centres[axis])),
     }
 
@@ -374,6 +373,7 @@ def _lower(
         bounds,
         fan_in=FAN_IN_LARGE if large else FAN_IN,
         apart=large and data.remote,
+        near=not data.remote,
     )
 
 

@@ -122,7 +122,7 @@ class Threads:
 
     @contextmanager
     def session(self) -> Iterator[None]:
-        with _one_blas_thread():
+        with one_blas_thread():
             yield
 
     def machine(self) -> Machine:
@@ -242,7 +242,7 @@ _blas_limits: Any = None
 
 
 @contextmanager
-def _one_blas_thread() -> Iterator[None]:
+def one_blas_thread() -> Iterator[None]:
     """Limit BLAS to one thread: Dask's threads would fight its own for the cores.
 
     The limit holds for the whole process, so that sessions that overlap share it: the

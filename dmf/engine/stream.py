@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from dmf.observed import Observed
+from dmf.totals import Totals
 
 Key = Any
 Graph = dict[Key, Any]
-
-# Where an `Observed` keeps what is large.
-LARGE = tuple(Observed._fields.index(name) for name in ("block", "held_out"))
 
 
 @dataclass(frozen=True)
@@ -60,36 +59,38 @@ class Streamed:
     Parameters
     ----------
     recipe : Recipe
-    kept : dict
-        The parts of the `Observed` that are small, by their position in it.
+    counts, totals : as in `Observed`
     """
 
     recipe: Recipe
-    kept: dict[int, Any]
+    counts: tuple[Any, Any]
+    totals: Totals
 
     @classmethod
     def first(cls, recipe: Recipe) -> Streamed:
         """Make a block for the first time: its values are checked, and counted."""
-        parts = enumerate(recipe.make(again=False))
-        return cls(recipe, {k: part for k, part in parts if k not in LARGE})
-
-    def __getitem__(self, item: int) -> Any:
-        return self.recipe.make()[item] if item in LARGE else self.kept[item]
+        made = recipe.make(again=False)
+        return cls(recipe, made.counts, made.totals)
 
 
 class Opened:
     """A streamed block while a task works on it: it is read once, when it's needed."""
 
     def __init__(self, streamed: Streamed) -> None:
-        self._streamed = streamed
-        self._made: Observed | None = None
+        self.counts, self.totals = streamed.counts, streamed.totals
+        self._recipe = streamed.recipe
 
-    def __getitem__(self, item: int) -> Any:
-        if item not in LARGE:
-            return self._streamed[item]
-        if self._made is None:
-            self._made = self._streamed.recipe.make()
-        return self._made[item]
+    @cached_property
+    def _made(self) -> Observed:
+        return self._recipe.make()
+
+    @property
+    def block(self) -> Any:
+        return self._made.block
+
+    @property
+    def held_out(self) -> Any:
+        return self._made.held_out
 
 
 def opened(value: Any) -> Any:

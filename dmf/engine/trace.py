@@ -13,20 +13,21 @@ from dmf.solvers.base import Halo
 # Where an operation happens: once a block, once a strip of the moving factor, once a
 # strip of the fixed factor, or once.
 Place = Literal["block", "strip", "fixed", "all"]
+Path = tuple[int | str, ...]
 
 
 @dataclass(frozen=True)
 class Value:
     """A handle on an input or on the result of an operation.
 
-    `path` leads into a result that is a tuple: (1,) is its second item.
+    `path` leads into a result: ("move", 1) is the second item of its `move`.
     """
 
     place: Place
     number: int
-    path: tuple[int, ...] = ()
+    path: Path = ()
 
-    def __getitem__(self, item: int) -> Value:
+    def __getitem__(self, item: int | str) -> Value:
         return Value(self.place, self.number, (*self.path, item))
 
 
@@ -132,7 +133,7 @@ class HalfTrace(Trace):
         self.centre = self.input("all")
 
 
-def add_up(parts: list[Any], path: tuple[int, ...] = ()) -> Any:
+def add_up(parts: list[Any], path: Path = ()) -> Any:
     """Add partial sums: arrays, numbers, or (named) tuples of them, item by item."""
     parts = [follow(part, path) for part in parts]
     first = parts[0]
@@ -146,9 +147,9 @@ def add_up(parts: list[Any], path: tuple[int, ...] = ()) -> Any:
     return total
 
 
-def follow(value: Any, path: tuple[int, ...]) -> Any:
+def follow(value: Any, path: Path) -> Any:
     for item in path:
-        value = value[item]
+        value = getattr(value, item) if isinstance(item, str) else value[item]
     return value
 
 
@@ -157,7 +158,7 @@ def _add_in_place(total: Any, part: Any) -> Any:
     return total
 
 
-def edges_of(value: Any, path: tuple[int, ...], reach: int) -> tuple[Any, Any]:
+def edges_of(value: Any, path: Path, reach: int) -> tuple[Any, Any]:
     """Return the first and the last rows of a strip: of an array or a tuple of them."""
     value = follow(value, path)
     if isinstance(value, tuple):

@@ -12,6 +12,7 @@ shape (p, K, c), and what is said of a candidate as a whole has shape (K,).
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
@@ -107,8 +108,9 @@ class Halo(NamedTuple):
     total: int
 
 
-class Moved(NamedTuple):
-    """A strip after a half-step.
+@dataclass(frozen=True)
+class Moved:
+    """A strip after a half-step; no tuple, which Dask would look through for keys.
 
     Parameters
     ----------

@@ -20,8 +20,6 @@ from dmf.solvers.loss import Loss
 
 Array = Any
 
-UNITS = Directions._fields.index("units")
-
 
 class Quadratic(NamedTuple):
     """The objective along −g (and s): exact, because it is quadratic there.
@@ -84,7 +82,7 @@ def descend(half: HalfStep, scope: str, step: Step) -> Value:
         "model",
         partial(build_model, scope=scope),
         directions,
-        loss.curvature(directions[UNITS]),
+        loss.curvature(directions["units"]),
     )
     whole = half.sum_over_all(model) if scope == "global" else model
     return half.per_strip(

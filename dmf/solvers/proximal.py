@@ -60,11 +60,10 @@ def proximal(half: HalfStep) -> Value:
     look = partial(find_faces, side=half.side)
     operands = (summed, half.moving, half.counts, half.centre)
     faces = half.per_strip("direction", look, half.memory, *operands)
-    units = Faces._fields.index("units")
     if half.round == 1:
         # The scale of the rows isn't known yet: one pass more, along their gradient.
         memory = half.per_strip(
-            "scale", first_memory, faces, loss.curvature(faces[units])
+            "scale", first_memory, faces, loss.curvature(faces["units"])
         )
         faces = half.per_strip("direction", look, memory, *operands)
     return half.per_strip(
@@ -72,7 +71,7 @@ def proximal(half: HalfStep) -> Value:
         partial(update_on_face, side=half.side),
         half.moving,
         faces,
-        loss.curvature(faces[units]),
+        loss.curvature(faces["units"]),
         half.counts,
         half.centre,
     )

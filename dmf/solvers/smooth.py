@@ -15,11 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from array_api_compat import array_namespace
 
-from dmf.kernels.strips import change_along
-from dmf.objective import Side
-from dmf.penalties import Smooth
-from dmf.smoothness import Differences, differences_of
-from dmf.solvers.base import HalfStep, Halo, Moved, Value, moved, row_dots
+from dmf.kernels.strips import advance, change_along
+from dmf.objective import Side, Terms
+from dmf.smoothness import Ties, differences_of, solve
+from dmf.solvers.base import HalfStep, Halo, Moved, Value, report_of, row_dots
 from dmf.solvers.descent import Quadratic
 from dmf.solvers.loss import Loss, gram_of
 from dmf.solvers.steps import Plane
@@ -38,7 +37,7 @@ class Course(NamedTuple):
     loss_slopes: Array  # (K, 2), sums over the strip's rows
     penalty_slopes: Array  # (K, 2)
     loss: Array  # (K,)
-    roughness: Array  # (K,): the strip's share of the smooth penalty
+    penalty: Array  # (K,): of the rows as they are
     gradient: Array  # (K,): ‖g‖²
 
 
@@ -49,26 +48,31 @@ def glide(half: HalfStep) -> Value:
     gram = loss.gram
     if gram is None:
         gram = half.sum_over_all(half.per_fixed("gram", gram_of, half.fixed_strip))
+    # Neighbours first: what follows is then one task.
+    halo = half.neighbours(half.moving, reach)
+    summed = loss.gradient(half.moving)
+    terms = half.per_strip(
+        "terms", half.side.terms, half.moving, half.counts, half.centre
+    )
     course = half.per_strip(
         "direction",
         partial(find_course, side=half.side, fixed_rows=half.fixed_rows),
-        loss.gradient(half.moving),
+        summed,
         half.moving,
         half.memory,
-        half.neighbours(half.moving, reach),
+        halo,
         gram,
+        terms,
         half.counts,
-        half.centre,
     )
-    moves = course[Course._fields.index("moves")]
+    moves = course["moves"]
     model = half.per_strip(
         "model",
         partial(build_model, side=half.side),
         course,
         loss.curvature(moves),
         half.neighbours(moves, reach),
-        half.counts,
-        half.centre,
+        terms,
     )
     return half.per_strip(
         "update",
@@ -77,8 +81,8 @@ def glide(half: HalfStep) -> Value:
         course,
         model,
         half.sum_over_all(model),
+        terms,
         half.counts,
-        half.centre,
     )
 
 
@@ -88,8 +92,8 @@ def find_course(
     memory: tuple[Array] | None,
     halo: Halo,
     gram: Array,
+    terms: Terms,
     counts: Array,
-    centre: Array,
     *,
     side: Side,
     fixed_rows: int,
@@ -97,13 +101,11 @@ def find_course(
     """Return the moves of a strip, and the objective's slopes along them."""
     xp = array_namespace(moving)
     loss_gradient, loss = summed
-    terms = side.terms(moving, counts, centre)
-    roughness, pull = pull_of(moving, halo, side)
-    penalty_gradient = terms.gradient(moving) + pull
+    ties = _ties(side, moving, halo)
+    roughness, pull = ties.pull(_padded(moving, *halo[:2]))
+    penalty_gradient = terms.gradient(moving) + xp.astype(pull, moving.dtype)
     gradient = terms.still(loss_gradient + penalty_gradient)
-    descent = -_preconditioned(
-        gradient, terms.ridge, gram / fixed_rows, counts, halo, side
-    )
+    descent = -_preconditioned(gradient, terms, gram / fixed_rows, counts, ties)
     moves = (descent, xp.zeros_like(moving) if memory is None else memory[0])
 
     def slopes(of: Array) -> Array:
@@ -115,38 +117,27 @@ def find_course(
         slopes(loss_gradient),
         slopes(penalty_gradient),
         loss,
-        roughness,
+        terms.value(moving) + roughness,
         xp.sum(row_dots(xp, gradient, gradient), axis=0),
     )
 
 
 def build_model(
-    course: Course,
-    curvature: Array,
-    halo: Halo,
-    counts: Array,
-    centre: Array,
-    *,
-    side: Side,
+    course: Course, curvature: Array, halo: Halo, terms: Terms, *, side: Side
 ) -> Quadratic:
     """Return a strip's share of the quadratic model of the whole factor."""
     xp = array_namespace(curvature)
     D, S = course.moves
-    terms = side.terms(D, counts, centre)
     pairs = ((D, D), (D, S), (S, S))
     ridge = xp.stack([xp.sum(terms.curvature(a, b), axis=0) for a, b in pairs], axis=-1)
-    rough = np.zeros(ridge.shape)
-    padded = [_padded(move, halo, number) for number, move in enumerate((D, S))]
-    for k, differences in _differences(side, D.shape[0], halo):
-        before = padded[0].shape[0] - D.shape[0] - _rows(halo.after)
-        for pair, (a, b) in enumerate(((0, 0), (0, 1), (1, 1))):
-            one, other = (padded[n][:, k, : side.rank] for n in (a, b))
-            rough[k, pair] += differences.value(one, other, before)
+    before, after = ((None, None) if edge is None else edge for edge in halo[:2])
+    moves = [_padded(*parts) for parts in zip((D, S), before, after, strict=True)]
+    rough = _ties(side, D, halo).products(*moves)
     return Quadratic(
         course.loss_slopes,
         course.penalty_slopes,
         xp.sum(curvature, axis=0),
-        ridge + xp.asarray(rough),
+        ridge + rough,
         course.gradient,
     )
 
@@ -156,8 +147,8 @@ def update(
     course: Course,
     model: Quadratic,
     whole: Quadratic,
+    terms: Terms,
     counts: Array,
-    centre: Array,
     *,
     side: Side,
 ) -> Moved:
@@ -165,30 +156,21 @@ def update(
     xp = array_namespace(moving)
     tolerance = 100 * float(xp.finfo(moving.dtype).eps)
     lengths = Plane().lengths(whole, 1, tolerance)
-    strides = xp.astype(lengths, moving.dtype)
-    D, S = course.moves
-    move = strides[:, 0, None] * D + strides[:, 1, None] * S
-    terms = side.terms(moving, counts, centre)
-    result = moved(
-        moving,
-        move,
+    strides = xp.broadcast_to(lengths, (moving.shape[0], *lengths.shape))
+    after = advance(moving, course.moves, strides, terms, rank=side.rank)
+    change = change_along(model.penalty_slopes, model.penalty_curvature, lengths)
+    report = report_of(
+        after.factor,
         side=side,
-        terms=terms,
         counts=counts,
         loss_before=course.loss,
         change=change_along(model.loss_slopes, model.loss_curvature, lengths),
+        penalties=(course.penalty, course.penalty + change),
         gradient=course.gradient,
+        sizes=(after.move_square, after.factor_square, after.zeros),
         in_plane=xp.full(lengths.shape[:1], float(moving.shape[0])),
-        memory=(move,),
     )
-    report = result.report
-    assert report is not None
-    smooth_before = report.penalty_before + course.roughness
-    change = change_along(model.penalty_slopes, model.penalty_curvature, lengths)
-    report = report._replace(
-        penalty_before=smooth_before, penalty=smooth_before + change
-    )
-    return result._replace(report=report)
+    return Moved(after.factor, (after.move,), report)
 
 
 def reach_of(side: Side) -> int:
@@ -199,78 +181,50 @@ def reach_of(side: Side) -> int:
 def pull_of(moving: Array, halo: Halo, side: Side) -> tuple[Array, Array]:
     """Return the smooth penalty's value, (K,), and its gradient."""
     xp = array_namespace(moving)
-    padded = _padded(moving, halo, None)
-    before = _rows(halo.before)
-    value = np.zeros(moving.shape[1])
-    gradient = np.zeros(moving.shape)
-    for k, differences in _differences(side, moving.shape[0], halo):
-        own = padded[:, k, : side.rank]
-        value[k] += 0.5 * differences.value(own, own, before)
-        gradient[:, k, : side.rank] += differences.gradient(own, before)
-    return xp.asarray(value), xp.asarray(gradient, dtype=moving.dtype)
+    value, gradient = _ties(side, moving, halo).pull(_padded(moving, *halo[:2]))
+    return value, xp.astype(gradient, moving.dtype)
 
 
 def _preconditioned(
-    gradient: Array, ridge: Array, gram: Array, counts: Array, halo: Halo, side: Side
+    gradient: Array, terms: Terms, gram: Array, counts: Array, ties: Ties
 ) -> Array:
     """Return an approximation of the inverse Hessian times the gradient."""
-    from scipy.linalg import solveh_banded
-
-    p, _, width = gradient.shape
+    xp = array_namespace(gradient)
+    # Systems are few or small, and the array API can't solve them: on NumPy arrays.
+    gradient, ridge, gram, counts = (
+        np.asarray(part) for part in (gradient, terms.ridge, gram, counts)
+    )
     strengths = np.broadcast_to(ridge, gradient.shape)
-    result = np.zeros(gradient.shape)
-    for k, penalty in enumerate(side.penalties):
-        order = min(max((s.order for s in penalty.smooth), default=0), p - 1)
-        bands = np.zeros((order + 1, p))
-        for other, differences in _differences(side, p, halo):
-            if other == k:
-                bands += differences.banded(order)
+    result = np.empty_like(gradient)
+    for k in range(gradient.shape[1]):
+        own = slice(ties.rank)
+        bands = ties.banded(k)
         bands[0] += strengths[:, k, 0]
-        sigma, vectors = np.linalg.eigh(gram[k, : side.rank, : side.rank])
+        sigma, vectors = np.linalg.eigh(gram[k, own, own])
         sigma = np.maximum(sigma, LEAST_CURVATURE * max(sigma[-1], 0.0))
-        turned = np.asarray(gradient[:, k, : side.rank], dtype=np.float64) @ vectors
-        for component, curvature in enumerate(sigma):
-            system = bands.copy()
-            system[0] += curvature * counts
-            system[0] += LEAST_CURVATURE * max(system[0].max(), 1e-300)
-            turned[:, component] = solveh_banded(
-                system, turned[:, component], lower=True, check_finite=False
-            )
-        result[:, k, : side.rank] = turned @ vectors.T
-        for column in range(side.rank, width):
+        turned = gradient[:, k, own].astype(np.float64) @ vectors
+        solve(bands, sigma, counts, LEAST_CURVATURE, turned)
+        result[:, k, own] = turned @ vectors.T
+        for column in range(ties.rank, gradient.shape[2]):
             # A column beside the factor isn't smooth: its curvature is a number a row.
             curvature = gram[k, column, column] * counts + strengths[:, k, column]
             safe = np.where(curvature > 0, curvature, 1.0)
             result[:, k, column] = gradient[:, k, column] / safe
-    return result.astype(gradient.dtype)
+    return xp.asarray(result)
 
 
-def _differences(side: Side, length: int, halo: Halo) -> list[tuple[int, Differences]]:
-    """Return the differences of each candidate's smooth penalties."""
-
-    def of(smooth: Smooth) -> Differences:
-        return differences_of(smooth, halo.start, length, halo.total)
-
-    pairs = enumerate(side.penalties)
-    return [(k, of(smooth)) for k, penalty in pairs for smooth in penalty.smooth]
-
-
-def _padded(strip: Array, halo: Halo, number: int | None) -> Array:
-    """Return a strip between the rows that border on it, in float64.
-
-    `number` tells which array of the halo belongs to it, if there are several.
-    """
-    parts = [halo.before, strip, halo.after]
-    if number is not None:
-        parts = [
-            None if edge is None else edge if k == 1 else edge[number]
-            for k, edge in enumerate(parts)
-        ]
-    given = [np.asarray(part, dtype=np.float64) for part in parts if part is not None]
-    return np.concatenate(given)
+def _ties(side: Side, strip: Array, halo: Halo) -> Ties:
+    """Return what ties the rows of a strip."""
+    parts = tuple(
+        differences_of(smooth, halo.start, strip.shape[0], halo.total, candidate=k)
+        for k, penalty in enumerate(side.penalties)
+        for smooth in penalty.smooth
+    )
+    edge = halo.before[0] if isinstance(halo.before, tuple) else halo.before
+    return Ties(parts, side.rank, strip.shape[0], 0 if edge is None else edge.shape[0])
 
 
-def _rows(edge: Any) -> int:
-    if edge is None:
-        return 0
-    return len(edge[0]) if isinstance(edge, tuple) else len(edge)
+def _padded(strip: Array, before: Array | None, after: Array | None) -> Array:
+    """Return a strip between the rows that border on it."""
+    parts = [part for part in (before, strip, after) if part is not None]
+    return strip if len(parts) == 1 else array_namespace(strip).concat(parts)
