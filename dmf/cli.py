@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 import dmf
+from dmf._commands import history, report
 from dmf._options import (
     checkpoint_options,
     cluster_options,
@@ -291,6 +292,10 @@ def demo(output: str) -> None:
         from dmf.demo import run_demo
 
         run_demo(Path(output))
+
+
+main.add_command(report)
+main.add_command(history)
 
 
 @contextmanager

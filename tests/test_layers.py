@@ -87,6 +87,7 @@ def offenders(paths: list[Path], *forbidden: str) -> list[str]:
 TOP = (
     "dmf._candidates",
     "dmf._checkpoint",
+    "dmf._commands",
     "dmf._factorize",
     "dmf._fold",
     "dmf._impute",
