@@ -18,7 +18,7 @@ from dmf._fold import objective_of
 from dmf._predict import augmented
 from dmf.containers import unwrap_pair
 from dmf.engine.predict import fetch
-from dmf.engine.runner import choose_runner
+from dmf.engine.runner import Threads, choose_runner
 from dmf.engine.survey import survey
 from dmf.jobs.looks import SAMPLE, Seen, SeenCloser, drawn, look, look_closer
 from dmf.objective import Side
@@ -124,7 +124,8 @@ def find(
         unobserved=fit.unobserved_weight,
     )
     close: SeenCloser = survey(X, mask, *factors, closer, runner)
-    values, stds = _certainty(fit, factors, cells, seen, close)
+    with Threads().session():  # on small systems, threads of BLAS only wait
+        values, stds = _certainty(fit, factors, cells, seen, close)
     names = next((one for one in (labels, own, fit.labels) if one is not None), None)
     entries = int(seen.picture.sum())
     return {

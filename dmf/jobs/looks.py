@@ -129,13 +129,12 @@ def look_closer(
     sizes = np.zeros(len(edges) - 1, dtype=np.int64)
     for residuals, _ in _residuals_of(block, W, H):
         sizes += np.histogram(residuals, edges)[0]
-    M = _weights(block)
     curvatures = []
     for axis, other in ((0, H), (1, W)):
         start, stop = origin[axis], origin[axis] + block.shape[axis]
         own = cells[axis][(cells[axis] >= start) & (cells[axis] < stop)]
-        picked = M[own - start] if axis == 0 else M[:, own - start].T.tocsr()
-        stack = _curvatures(picked, other.astype(np.float64), unobserved)
+        M = _weights(block, axis, own - start)
+        stack = _curvatures(M, other.astype(np.float64), unobserved)
         curvatures.append(dict(zip(own.tolist(), stack, strict=True)))
     return SeenCloser(edges, sizes, (curvatures[0], curvatures[1]))
 
@@ -161,15 +160,16 @@ def _residuals_of(
         yield block.values[entries] - predicted, weights
 
 
-def _weights(block: Any) -> Any:
-    """Return M of a block, in compressed rows."""
+def _weights(block: Any, axis: int, own: Array) -> Any:
+    """Return M of some rows (columns) of a block, as compressed rows."""
     if isinstance(block, DenseBlock):
-        full = block.weights is None
-        M = np.ones(block.shape, dtype=bool) if full else block.weights
-        return sp.csr_array(M)
+        full = np.broadcast_to(True, block.shape)
+        M = np.take(full if block.weights is None else block.weights, own, axis)
+        return sp.csr_array(M.T if axis else M)
     ones = np.ones(len(block.values))
     weights = ones if block.weights is None else block.weights
-    return sp.csr_array((weights, block.columns, block.starts), shape=block.shape)
+    M = sp.csr_array((weights, block.columns, block.starts), shape=block.shape)
+    return M[:, own].T.tocsr() if axis else M[own]
 
 
 def _curvatures(M: Any, H: Array, unobserved: float) -> Array:
