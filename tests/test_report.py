@@ -96,6 +96,17 @@ def test_cells_have_the_digits_that_their_deviations_mean() -> None:
     assert "Of 7 missing cells" in page.text
 
 
+def test_plans_are_told_whatever_they_hold() -> None:
+    plan = {"bytes": 2**21, "grid": "whole", "waves": 3, "seconds": None}
+    page = Page(report(bare(plan=plan, measured={"peak_bytes": 2**22})))
+    assert [row for row in page.rows if row] == [
+        ["", "Planned", "Measured"],
+        ["Memory of the fullest process", "2 MiB", "4 MiB"],
+        ["Blocks", "whole", "–"],
+        ["waves", "3", "–"],
+    ]
+
+
 @pytest.mark.parametrize("field", SECTIONS)
 def test_sections_without_data_are_left_out(field: str) -> None:
     more = {"input": ["output"], "plan": ["measured"], "settings": ["versions"]}

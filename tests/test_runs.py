@@ -71,7 +71,8 @@ def test_a_summary() -> None:
 def test_runs_are_read_in_their_order(tmp_path: Path) -> None:
     runs = [night(k) for k in range(6)]
     write_all(runs[::-1], tmp_path)
-    (tmp_path / "latest").mkdir()  # no run
+    (tmp_path / "other").mkdir()  # no run
+    (tmp_path / "latest").symlink_to(tmp_path / "night-05")  # one that is known
     (tmp_path / "notes.txt").write_text("")
     assert [run.id for run in read_runs(tmp_path)] == [run.id for run in runs]
 

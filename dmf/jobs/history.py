@@ -54,6 +54,8 @@ def read_runs(folder: Path) -> list[RunRecord]:
     """
     found, damaged = [], 0
     for path in sorted(folder.glob(f"*/{FILE}")):
+        if path.parent.is_symlink():  # another name of one of them
+            continue
         try:
             record = RunRecord.read(path.parent)
             key = (began(record), record.id)

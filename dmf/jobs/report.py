@@ -163,15 +163,18 @@ def _stages(given: list[Any]) -> list[tuple[str, float, float]]:
 
 def _plan(plan: dict[str, Any], measured: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Return what was planned beside what happened, where either is known."""
-    grid, tasks = plan.get("grid"), plan.get("tasks")
-    memory, parts = plan.get("bytes"), []
+    plan = dict(plan)
+    memory, grid = plan.pop("bytes", None), plan.pop("grid", None)
+    parts = []
     if isinstance(memory, dict):
         parts = [(name, part) for name, part in memory.items() if name != "total"]
-        memory = memory.get("total", sum(part for _, part in parts))
-    pairs = [
+        memory = memory.get("total", sum(known(part) or 0 for _, part in parts))
+    if isinstance(grid, list | tuple):
+        grid = " × ".join(map(pages.plain, grid))
+    rows = [
         (
             "Time of a round",
-            pages.seconds(plan.get("seconds")),
+            pages.seconds(plan.pop("seconds", None)),
             pages.seconds(measured.get("seconds")),
         ),
         (
@@ -180,7 +183,8 @@ def _plan(plan: dict[str, Any], measured: dict[str, Any]) -> list[tuple[str, str
             pages.size(measured.get("peak_bytes")),
         ),
         *((f"of that, {name}", pages.size(part), "–") for name, part in parts),
-        ("Tasks of a round", pages.number(tasks), "–"),
-        ("Blocks", " × ".join(map(pages.plain, grid)) if grid else "–", "–"),
+        ("Tasks of a round", pages.number(plan.pop("tasks", None)), "–"),
+        ("Blocks", pages.plain(grid), "–"),
+        *((name, pages.plain(value), "–") for name, value in pages.leaves(plan)),
     ]
-    return [row for row in pairs if set(row[1:]) != {"–"}]
+    return [row for row in rows if set(row[1:]) != {"–"}]
