@@ -90,8 +90,10 @@ def find(
     A_i = Σ_j M_ij h_j h_jᵀ + λ_i I is the curvature of row i, B_j that of column j, and
     s² the variance of the residuals; offsets are columns of the factors. It says how
     well the prediction is known, not how far single entries scatter around it, which s²
-    does. What `Smooth` ties together counts one by one, and `Lasso` and `NonNegative`
-    don't count: with them, predictions are surer than that.
+    does. It takes the noise to be the same everywhere: where it isn't, it still orders
+    cells, but the least certain ones are further off than it says. What `Smooth` ties
+    together counts one by one, and `Lasso` and `NonNegative` don't count: with them,
+    predictions are surer than that.
 
     References
     ----------
