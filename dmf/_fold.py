@@ -81,7 +81,7 @@ def _folded(
     client: Client | None,
 ) -> Factorization:
     runner = choose_runner(client)
-    objective = _objective(fit, axis)
+    objective = objective_of(fit)
     roles = [side.roles for side in objective.sides]
     new: list[Any] = [None, None]
     with runner.session():
@@ -207,7 +207,8 @@ def _level(fit: Factorization, axis: int) -> float:
     return fit.offset if carrier(fit.offsets) == axis else 0.0
 
 
-def _objective(fit: Factorization, axis: int) -> Objective:
+def objective_of(fit: Factorization) -> Objective:
+    """Return what a row is fitted by, on its own: all but what ties it to others."""
     W, H = (
         Side(
             (_separate(fit.penalty[k]),),

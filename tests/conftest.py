@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -73,3 +74,12 @@ def client(cluster: Any) -> Iterator[Any]:
         # A test before this one may have killed some, and their nannies start others.
         client.wait_for_workers(2, timeout=60)
         yield client
+
+
+@pytest.fixture(scope="session")
+def browser() -> str:
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = next(filter(None, map(shutil.which, names)), None)
+    if found is None:
+        pytest.skip("there is no chromium to look at the page with")
+    return found
