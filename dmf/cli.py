@@ -310,7 +310,7 @@ def plan(
     from dmf.io.tables import Columns
 
     with (
-        _reported("interrupted; nothing was planned"),
+        reported("interrupted; nothing was planned"),
         _where(scheduler, workers, lambda: None),
     ):
         found = dmf.plan(

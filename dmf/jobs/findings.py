@@ -22,8 +22,8 @@ from dmf.engine.runner import Threads, choose_runner
 from dmf.engine.survey import survey
 from dmf.jobs.looks import SAMPLE, Seen, SeenCloser, drawn, look, look_closer
 from dmf.objective import Side
-from dmf.observed import Totals
 from dmf.result import Factorization
+from dmf.totals import Totals
 from dmf.validation import check_mask, check_matrix
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ import scipy.sparse as sp
 from dmf.entries import row_numbers
 from dmf.kernels import dense
 from dmf.kernels.dense import DenseBlock
-from dmf.observed import Totals, observe
+from dmf.observed import observe
+from dmf.totals import Totals
 from dmf.validation import working_dtype
 
 Array = Any
