@@ -122,8 +122,8 @@ class Work:
         Whether entries have weights.
     held_out : bool
         Whether some of them are held out.
-    lazy : bool
-        Whether X is read inside tasks.
+    chunk : int
+        Entries of the largest chunk, where X is read inside tasks; else 0.
     streamed : bool
         Whether blocks are read anew in each pass.
     candidates : int
@@ -137,7 +137,7 @@ class Work:
     itemsize: int = 4
     weighted: bool = False
     held_out: bool = False
-    lazy: bool = False
+    chunk: int = 0
     streamed: bool = False
     candidates: int = 1
 

@@ -126,12 +126,25 @@ def _candidates(work: Work, machine: Machine) -> list[tuple[int, int]]:
 def _fewest(work: Work, machine: Machine) -> int:
     """Return how many blocks it takes to keep each one small beside the memory."""
     if work.streamed:
-        # Each thread makes a block; the rest is for factors and their sums.
-        room = max(machine.memory - PROCESS, SHARE_OF_MEMORY * machine.memory) / 2
-        each = (work.entry_bytes + making_bytes(work)) * threads_of(machine)
-        return math.ceil(work.stored * each / room)
+        return _fewest_streamed(work, machine)
     data = work.stored * work.entry_bytes
     return math.ceil(data / (SHARE_OF_MEMORY * machine.memory))
+
+
+def _fewest_streamed(work: Work, machine: Machine) -> int:
+    """Return how many blocks it takes where each thread makes one at a time.
+
+    Half of what the process leaves is for factors and their sums.
+    """
+    room = max(machine.memory - PROCESS, SHARE_OF_MEMORY * machine.memory) / 2
+    blocks = 1
+    while True:
+        entries = work.stored / blocks
+        taken = entries * work.entry_bytes + making_bytes(work, entries)
+        # Chunks are read as a whole: cut into many, they take no less.
+        if taken * threads_of(machine) <= room or entries < work.chunk / 4:
+            return blocks
+        blocks *= 2
 
 
 def balanced_grid(X: Any, work: Work, machine: Machine) -> Grid:

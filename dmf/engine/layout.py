@@ -27,6 +27,8 @@ from dmf.validation import working_dtype
 # Blocks stay in memory while a fit is predicted to take at most this share of it: more,
 # and the workers of a cluster begin to spill what they hold to their disks.
 KEEP_SHARE = 0.6
+# And no fit is begun that is predicted to take more than this: Dask ends such workers.
+MOST = 0.9
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def work_of(
         working_dtype(X.dtype).itemsize,
         weighted or (dense and unobserved > 0),
         held_out=held_out,
-        lazy=is_dask(X),
+        chunk=math.prod(map(max, X.chunks)) if is_dask(X) else 0,
         candidates=candidates,
     )
 
@@ -166,7 +168,7 @@ def refusal(layout: Layout, used: float) -> str | None:
     """Return why a layout can't work, and what would; None: it can."""
     machine = layout.machine
     needed = layout.bytes(used)
-    if needed.total <= machine.memory:
+    if needed.total <= MOST * machine.memory:
         return None
     # The largest rank, and the fewest workers, for which this would fit.
     rank = bisect_left(
@@ -201,8 +203,8 @@ def _fits(
     if workers:
         threads = machine.threads * workers // machine.workers
         machine = replace(machine, threads=threads, workers=workers)
-    best = ranked_grids(work, machine)[0]
-    return bytes_of(work, best, machine, used).total <= machine.memory
+    taken = bytes_of(work, layout.grid.shape, machine, used)
+    return taken.total <= MOST * machine.memory
 
 
 def gigabytes(number: float) -> str:

@@ -11,8 +11,8 @@ from typing import NamedTuple
 from dmf.engine.cost import CURVATURE_BYTES, Machine, Work
 from dmf.engine.lower import FAN_IN_LARGE
 
-# A process that has imported what a worker needs, with its threads and buffers.
-PROCESS = 220e6
+# A process that has imported and loaded all that a worker needs.
+PROCESS = 290e6
 # Copies of a factor: before and after a round, each with the last moves; the gradient.
 COPIES = 5
 # More of them where the best ones so far are kept, or those of each candidate alone.
@@ -65,7 +65,7 @@ def bytes_of(
 
     # Blocks of an array in memory are made one after the other, those of a lazy one by
     # all threads.
-    reading = (busy if work.lazy else 1) * entries * making_bytes(work)
+    reading = (busy if work.chunk else 1) * making_bytes(work, entries)
     sums = 0.0
     for axis, across in enumerate(grid[::-1]):
         if across > 1:
@@ -80,14 +80,16 @@ def bytes_of(
     return Bytes(max(used, PROCESS), data, factors, both)
 
 
-def making_bytes(work: Work) -> float:
-    """Return what an entry takes for a while, as its block is made from the source."""
+def making_bytes(work: Work, entries: float) -> float:
+    """Return what is taken for a while as a block is made from the source."""
     if work.kind == "sparse":
-        return 40.0  # its place, sums in float64
-    # Of a lazy array: as it is stored, as it is unpacked, and where it belongs.
-    source = 3 * work.itemsize if work.lazy else 0
+        return 40.0 * entries  # places, sums in float64
+    # Of a lazy array: as it is stored, as it is unpacked, and where it belongs. Chunks
+    # are read as a whole.
+    source = 3 * work.itemsize * max(entries, work.chunk) if work.chunk else 0
     # Without what is missing; which entries those are; random bits.
-    return source + work.itemsize + 3 + (24 if work.held_out else 0)
+    own = work.itemsize + 3 + (24 if work.held_out else 0)
+    return source + own * entries
 
 
 def threads_of(machine: Machine) -> int:
