@@ -11,7 +11,7 @@ import numpy as np
 from dmf.engine.kinds import is_dask
 from dmf.engine.runner import choose_runner
 from dmf.io.blocks import Where, ZarrTarget, in_like_chunks, lazy_matrix, store
-from dmf.io.places import check_file, explain, is_url, open_binary
+from dmf.io.places import check_file, is_url, open_binary, read_as
 
 Array = Any
 DataArray = Any  # of xarray
@@ -63,18 +63,15 @@ def _import_xarray(place: str) -> Any:
 
 
 def _opened(source: Any, place: str, kind: str, **options: Any) -> Dataset:
-    try:
-        return _import_xarray(place).open_dataset(
+    xr = _import_xarray(place)
+    with read_as(place, kind):
+        return xr.open_dataset(
             source,
             chunks=None,  # `lazy_matrix` cuts it
             cache=False,  # or what is read would stay
             decode_timedelta=False,  # a variable in days is a number of days
             **options,
         )
-    except Exception as error:  # what is no netCDF at all fails in any way
-        told = explain(error)[:200]
-        msg = f"{place} can't be read as {kind} ({told}); check the file"
-        raise ValueError(msg) from error
 
 
 def _matrix(dataset: Dataset, place: str, variable: str | None) -> DataArray:

@@ -8,11 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from dmf.containers import Table, TableLabels, float_dtypes, frame_dtype, frame_numbers
+from dmf.containers import (
+    Table,
+    TableLabels,
+    float_dtypes,
+    frame_dtype,
+    frame_numbers,
+    not_numbers,
+)
 from dmf.engine.chunks import lazy_chunk
 from dmf.engine.runner import choose_runner
 from dmf.io.blocks import checked_read
-from dmf.io.places import files_at, is_url, reached
+from dmf.io.places import files_at, is_url, reached, read_as
 
 Array = Any
 Frame = Any  # of pandas
@@ -35,24 +42,27 @@ def open_wide(place: str, index: str | None) -> Table | Frame:
         Of several row groups: their labels have been read, the numbers not yet.
     pandas.DataFrame
         Of one, in memory.
+
+    Raises
+    ------
+    ValueError
+        It isn't Parquet, lacks the column, or holds something else than numbers.
     """
-    data = _dataset(place)
-    groups = _row_groups(data)
-    schema = groups[0].physical_schema
-    # As pandas would read it, with its dtypes and names, but for the rows.
-    empty: Frame = schema.empty_table().to_pandas()
-    if index is not None:
-        check_column(index, empty)
-        empty = empty.set_index(index)
-    if len(groups) < 2:
-        frame = groups[0].to_table().to_pandas()
-        return frame if index is None else frame.set_index(index)
-    told = (schema.pandas_metadata or {}).get("index_columns", [])
-    own = [name for name in told if isinstance(name, str)]
-    wanted = [name for name in schema.names if name not in (*own, index)]
-    labels = [index] if index is not None else own
-    beside: Frame = data.to_table(columns=labels).to_pandas()
-    rows = (beside if index is None else beside.set_index(index)).index
+    with read_as(place, "Parquet"):
+        data = _dataset(place)
+        groups = _row_groups(data)
+        # As pandas would read it, with its dtypes and names, but for the rows.
+        empty: Frame = data.schema.empty_table().to_pandas()
+        own = (data.schema.pandas_metadata or {}).get("index_columns", [])
+        whole = groups[0].to_table().to_pandas() if len(groups) < 2 else None
+    if whole is not None:
+        return labelled(whole, index, place)
+    empty = labelled(empty, index, place)
+    beside = [name for name in own if isinstance(name, str)]
+    labels = beside if index is None else [index]
+    wanted = [name for name in data.schema.names if name not in (*beside, index)]
+    with read_as(place, "Parquet"):
+        rows: Frame = data.to_table(columns=labels).to_pandas()
     dtype = frame_dtype(empty.dtypes)
     meta = np.empty((0, 0), dtype=dtype)
     take = partial(_numbers, place=place, columns=wanted, dtype=dtype)
@@ -62,15 +72,26 @@ def open_wide(place: str, index: str | None) -> Table | Frame:
             for group in groups
         ]
     )
-    return Table(X, TableLabels(rows, empty.columns, float_dtypes(empty)))
+    rows = rows if index is None else rows.set_index(index)
+    return Table(X, TableLabels(rows.index, empty.columns, float_dtypes(empty)))
 
 
-def check_column(name: str, frame: Frame) -> None:
-    """Refuse the name of a column that a table doesn't have."""
-    if name not in frame.columns:
+def labelled(frame: Frame, index: str | None, place: str) -> Frame:
+    """Return a table that is a matrix with a column as its labels, or refuse it."""
+    if index is not None and index not in frame.columns:
         found = ", ".join(map(repr, frame.columns[:10]))
-        msg = f"there is no column {name!r}; the table has {found}"
+        msg = f"there is no column {index!r}; the table has {found}"
         raise ValueError(msg)
+    frame = frame if index is None else frame.set_index(index)
+    for j, name in enumerate(frame.columns):
+        kind = not_numbers(frame.iloc[:, j])
+        if kind is not None:
+            msg = (
+                f"column {name!r} of {place} holds {kind}, not numbers; if it labels "
+                f"the rows, name it with --index {name}, else leave it out of the table"
+            )
+            raise ValueError(msg)
+    return frame
 
 
 def _dataset(place: str) -> Any:

@@ -46,6 +46,19 @@ def reached(place: str) -> Iterator[None]:
         raise OSError(msg) from error
 
 
+@contextmanager
+def read_as(place: str, kind: str) -> Iterator[None]:
+    """Say that a file isn't what it should be: readers fail in any way on others."""
+    try:
+        yield
+    except (ImportError, FileNotFoundError):
+        raise
+    except Exception as error:
+        told = explain(error)[:200]
+        msg = f"{place} can't be read as {kind} ({told}); check the file"
+        raise ValueError(msg) from error
+
+
 def files_at(place: str) -> tuple[Any, str]:
     """Return fsspec's file system of a path or URL, and what it calls the place."""
     from fsspec.core import url_to_fs

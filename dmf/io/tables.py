@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dmf.containers import Table, Triplets, not_numbers
-from dmf.io.parquet import check_column, open_wide, parts_of, write_wide
-from dmf.io.places import check_file, explain
+from dmf.containers import Table, Triplets
+from dmf.io.parquet import labelled, open_wide, parts_of, write_wide
+from dmf.io.places import check_file, explain, read_as
 from dmf.triplets import from_triplets
 
 Frame = Any  # of pandas
@@ -122,19 +122,10 @@ def open_table(
     """
     long = columns.long
     check_file(place)
-    try:
-        frame = _read_long(place, columns) if long else _read_wide(place, columns)
-    except ImportError:
-        raise
-    except Exception as error:  # readers fail in any way on what isn't theirs
-        what = "CSV" if suffix_of(place) in SEPARATORS else "Parquet"
-        told = explain(error)[:200]
-        msg = f"{place} can't be read as {what} ({told}); check the file"
-        raise ValueError(msg) from error
     if not long:
-        if not isinstance(frame, Table):
-            _check_numbers(frame, place)
-        return frame
+        return _read_wide(place, columns.index)
+    with read_as(place, "CSV" if suffix_of(place) in SEPARATORS else "Parquet"):
+        frame = _read_long(place, columns)
     try:
         found = from_triplets(frame, *columns.names, duplicates)
     except CUT_OFF as error:
@@ -174,31 +165,19 @@ def _read_long(place: str, columns: Columns) -> Any:
     return dd.read_csv(place, **options)
 
 
-def _read_wide(place: str, columns: Columns) -> Frame:
+def _read_wide(place: str, index: str | None) -> Table | Frame:
     import pandas as pd
 
-    suffix, index = suffix_of(place), columns.index
+    suffix = suffix_of(place)
     if suffix not in SEPARATORS:
         return open_wide(place, index)
-    labels = {} if index is None else {index: str}
-    frame = pd.read_csv(place, sep=SEPARATORS[suffix], dtype=labels)
-    if index is None:
-        return frame
-    check_column(index, frame)
-    frame = frame.set_index(index)
-    return frame.set_axis(whole_numbers(frame.index), axis=0)
-
-
-def _check_numbers(frame: Frame, place: str) -> None:
-    """Refuse columns of words: one of them may be meant for the labels."""
-    for j, name in enumerate(frame.columns):
-        found = not_numbers(frame.iloc[:, j])
-        if found is not None:
-            msg = (
-                f"column {name!r} of {place} holds {found}, not numbers; if it labels "
-                f"the rows, name it with --index {name}, else leave it out of the table"
-            )
-            raise ValueError(msg)
+    with read_as(place, "CSV"):
+        labels = {} if index is None else {index: str}
+        frame = pd.read_csv(place, sep=SEPARATORS[suffix], dtype=labels)
+    frame = labelled(frame, index, place)
+    if index is not None:
+        frame = frame.set_axis(whole_numbers(frame.index), axis=0)
+    return frame
 
 
 def write_table(table: Table | Frame, path: str, suffix: str) -> None:
