@@ -27,6 +27,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from dmf.io import places
+from dmf.io.blocks import store_zarr
 from dmf.io.matrices import check_writable, open_matrix, write_matrix
 from tests.problems import low_rank
 
@@ -305,6 +307,52 @@ def test_task_that_outlives_a_failure_leaves_no_trace(
         with pytest.raises(RuntimeError, match="this block fails"):
             write_matrix(lazy, tmp_path / f"X{suffix}")
         failed.set()
+    assert os.listdir(tmp_path) == []
+
+
+def test_write_that_outlives_a_failure_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, removed = threading.Event(), threading.Event()
+    remove = places._remove
+
+    def removing(path: str) -> None:
+        remove(path)
+        removed.set()
+
+    monkeypatch.setattr(places, "_remove", removing)
+
+    class Slow:
+        """Its chunk is written after others have failed, and before all is removed."""
+
+        def __init__(self, place: str) -> None:
+            self.place = place
+
+        def __setitem__(self, where: Any, block: Any) -> None:
+            began.set()
+            removed.wait(timeout=0.2)  # which nobody may do meanwhile
+            os.makedirs(f"{self.place}/c", exist_ok=True)  # as Zarr does
+
+    def block(block_info: Any = None) -> Any:
+        if block_info[None]["chunk-location"] == (1, 0):
+            began.wait(timeout=60)
+            msg = "this block fails"
+            raise RuntimeError(msg)
+        return np.ones((2, 2))
+
+    lazy = da.map_blocks(block, chunks=((2, 2), (2,)), meta=np.empty((0, 0)))
+
+    def write() -> None:
+        with places.published(str(tmp_path / "X.zarr"), lambda: None) as temporary:
+            os.mkdir(temporary)
+            store_zarr(lazy, temporary, Slow(temporary))
+
+    with (
+        ThreadPoolExecutor(2) as pool,
+        dask.config.set(pool=pool),
+        pytest.raises(RuntimeError, match="this block fails"),
+    ):
+        write()
     assert os.listdir(tmp_path) == []
 
 

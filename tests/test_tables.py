@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 
 import dmf
 from dmf.containers import Table, unwrap
+from dmf.io.csv import whole_numbers
 from dmf.io.matrices import open_matrix, write_matrix
-from dmf.io.tables import Columns, whole_numbers
+from dmf.io.tables import Columns
 from tests.problems import low_rank
 
 PROBLEM = low_rank(30, 12, 2)
@@ -357,6 +358,39 @@ def test_ids_do_not_depend_on_what_comes_first(tmp_path: Path) -> None:
     assert found.rows[:3].tolist() == ["0", "1", "2"]
     assert found.rows[-1] == "u60000"
     assert found.X.compute().nnz == 60_001
+
+
+@pytest.mark.parametrize("bytes_a_part", [1, 7, 100])
+def test_parts_of_any_size(
+    bytes_a_part: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every line is in one part, also where parts are shorter than lines."""
+    monkeypatch.setattr("dmf.io.csv.PART", bytes_a_part)
+    frame = long_table()[:40]
+    write(frame, tmp_path / "t.csv", index=False)
+    found = open_matrix(tmp_path / "t.csv", LONG)
+    expected = dmf.from_triplets(frame, "user", "film", "stars")
+    assert list(found.rows) == list(expected.rows)
+    assert (found.X.compute() != expected.X).nnz == 0
+
+
+def test_a_file_that_changes_is_told(tmp_path: Path) -> None:
+    frame = long_table()
+    write(frame, tmp_path / "t.csv", index=False)
+    found = open_matrix(tmp_path / "t.csv", LONG)
+    write(frame[::-1], tmp_path / "t.csv", index=False)
+    with pytest.raises(ValueError, match=r"t\.csv has changed since it was opened"):
+        found.X.compute()
+
+
+def test_columns_of_the_same_name(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("user,film,stars,film\n1,2,3,4\n")
+    with pytest.raises(ValueError, match="2 columns are called 'film'; the table has"):
+        open_matrix(tmp_path / "t.csv", LONG)
+    with pytest.raises(ValueError, match="2 columns are called 'film'; the table has"):
+        open_matrix(tmp_path / "t.csv")
+    with pytest.raises(ValueError, match="no columns are called 'day'; the table has"):
+        open_matrix(tmp_path / "t.csv", Columns("day", "film", "stars"))
 
 
 def test_labels_of_rows_are_ids_too(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -144,6 +145,30 @@ def store(array: Array, target: Any) -> None:
         da.store(array, target, lock=False)
 
 
+# Which places the threads of this process are writing chunks to just now, and which
+# ones take no more of them.
+_writing: list[str] = []
+_closed: set[str] = set()
+_changed = threading.Condition()
+
+
+def store_zarr(array: Array, place: str, target: Any) -> None:
+    """Write the blocks of a Dask array to a Zarr array at a place.
+
+    When a task fails, Dask leaves others alone that have begun. They must have ended
+    before somebody cleans up, or they would bring back what was removed.
+    """
+    with _changed:
+        _closed.discard(place)
+    try:
+        store(array, ZarrTarget(place, target))
+    except BaseException:
+        with _changed:
+            _closed.add(place)
+            _changed.wait_for(lambda: place not in _writing)
+        raise
+
+
 @dataclass(frozen=True)
 class ZarrTarget:
     """What `store` writes blocks to: a Zarr array keeps no file open."""
@@ -152,7 +177,15 @@ class ZarrTarget:
     array: Any
 
     def __setitem__(self, where: Any, block: Array) -> None:
-        # A task that outlives the failure of another would bring the folder back.
-        if not is_url(self.place) and not os.path.isdir(self.place):
-            raise FileNotFoundError(self.place)
-        self.array[where] = block
+        with _changed:
+            # The other processes of a cluster see only that the folder has gone.
+            gone = not is_url(self.place) and not os.path.isdir(self.place)
+            if gone or self.place in _closed:
+                raise FileNotFoundError(self.place)
+            _writing.append(self.place)
+        try:
+            self.array[where] = block
+        finally:
+            with _changed:
+                _writing.remove(self.place)
+                _changed.notify_all()

@@ -10,7 +10,7 @@ import numpy as np
 
 from dmf.engine.kinds import is_dask
 from dmf.engine.runner import choose_runner
-from dmf.io.blocks import Where, ZarrTarget, in_like_chunks, lazy_matrix, store
+from dmf.io.blocks import Where, in_like_chunks, lazy_matrix, store_zarr
 from dmf.io.places import check_file, is_url, open_binary, read_as
 
 Array = Any
@@ -151,7 +151,7 @@ def write_group(array: DataArray, place: str, overwrite: bool = False) -> None:
     )
     if is_dask(data):
         target = zarr.open_array(f"{place}/{name}", mode="r+")
-        store(data, ZarrTarget(f"{place}/{name}", target))
+        store_zarr(data, f"{place}/{name}", target)
 
 
 def _dataset(array: DataArray) -> Dataset:

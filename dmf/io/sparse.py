@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
-from dmf.io.places import explain, open_binary
+from dmf.io.places import check_file, explain, is_url, open_binary
 
 Array = Any
 
@@ -38,15 +39,27 @@ def open_mtx(place: str) -> Array:
     """Return the matrix of a Matrix Market file, in memory; it may be compressed."""
     from scipy.io import mmread
 
-    with open_binary(place, compression="infer") as file:
-        try:
-            matrix = mmread(file, spmatrix=False)
-        except Exception as error:  # of decompression, of parsing, of huge shapes
-            told = explain(error)[:200]
-            msg = f"{place} isn't a Matrix Market file, or it is damaged ({told})"
-            raise ValueError(msg) from error
+    check_file(place)
+    try:
+        matrix = mmread(_whole(place), spmatrix=False)
+    except Exception as error:  # of decompression, of parsing, of huge shapes
+        told = explain(error)[:200]
+        msg = f"{place} isn't a Matrix Market file, or it is damaged ({told})"
+        raise ValueError(msg) from error
     _check_plausible(matrix, place)
     return matrix
+
+
+def _whole(place: str) -> Any:
+    """Return what SciPy's reader takes: a plain file's path, else the text in memory.
+
+    Other streams would be asked once more when it forgets them after an error, and the
+    whole process ends if they have been closed, or can't be read.
+    """
+    if place.lower().endswith(".mtx") and not is_url(place):
+        return place
+    with open_binary(place, compression="infer") as file:
+        return io.BytesIO(file.read())
 
 
 def _check_plausible(matrix: Array, place: str) -> None:

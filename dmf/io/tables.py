@@ -10,19 +10,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dmf.containers import Table, Triplets
+from dmf.io.csv import SEPARATORS, read_parts, read_whole, whole_numbers
 from dmf.io.parquet import labelled, open_wide, parts_of, write_wide
 from dmf.io.places import check_file, explain, read_as
 from dmf.triplets import from_triplets
 
 Frame = Any  # of pandas
-Index = Any
 
-SEPARATORS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (*SEPARATORS, ".parquet")
 # What a reader raises for a file that isn't what its name says.
 CUT_OFF = (EOFError, zlib.error, lzma.LZMAError)
-# A whole number as it is written back, which makes it an id that isn't text.
-WHOLE = r"0|-?[1-9][0-9]{0,17}"
 
 
 @dataclass(frozen=True)
@@ -138,13 +135,6 @@ def open_table(
     )
 
 
-def whole_numbers(ids: Index) -> Index:
-    """Return ids that were read as text as integers, if all of them are such."""
-    if not len(ids) or not ids.str.fullmatch(WHOLE).all():
-        return ids
-    return ids.astype("int64")
-
-
 def _read_long(place: str, columns: Columns) -> Any:
     """Return a Dask data frame of the columns that are wanted."""
     import dask.dataframe as dd
@@ -152,28 +142,19 @@ def _read_long(place: str, columns: Columns) -> Any:
     suffix = suffix_of(place)
     if suffix not in SEPARATORS:
         return dd.read_parquet(place, columns=columns.wanted, index=False)
-    # Dask would guess from the first lines, where ratings, and ids, may all be whole
-    # numbers.
-    dtypes = dict.fromkeys(columns.wanted, "float64")
-    options: dict[str, Any] = {
-        "sep": SEPARATORS[suffix],
-        "usecols": columns.wanted,
-        "dtype": dtypes | {columns.row: str, columns.column: str},
-    }
-    if not place.lower().endswith(suffix):
-        options["blocksize"] = None  # a compressed file can't be read from amid it
-    return dd.read_csv(place, **options)
+    text = [name for name in (columns.row, columns.column) if name is not None]
+    numbers = [name for name in columns.wanted if name not in text]
+    compressed = not place.lower().endswith(suffix)
+    return read_parts(place, SEPARATORS[suffix], text, numbers, compressed)
 
 
 def _read_wide(place: str, index: str | None) -> Table | Frame:
-    import pandas as pd
-
     suffix = suffix_of(place)
     if suffix not in SEPARATORS:
         return open_wide(place, index)
     with read_as(place, "CSV"):
-        labels = {} if index is None else {index: str}
-        frame = pd.read_csv(place, sep=SEPARATORS[suffix], dtype=labels)
+        text = [] if index is None else [index]
+        frame = read_whole(place, SEPARATORS[suffix], text)
     frame = labelled(frame, index, place)
     if index is not None:
         frame = frame.set_axis(whole_numbers(frame.index), axis=0)

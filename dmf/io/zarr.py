@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dmf.engine.kinds import is_dask
-from dmf.io.blocks import Where, ZarrTarget, in_like_chunks, lazy_matrix, store
+from dmf.io.blocks import Where, in_like_chunks, lazy_matrix, store_zarr
 from dmf.io.datasets import is_dataset, open_group
 from dmf.io.places import open_node, peek
 
@@ -93,7 +93,7 @@ def write_zarr(
         **options,
     )
     if is_dask(array):
-        store(array, ZarrTarget(place, target))
+        store_zarr(array, place, target)
     else:
         target[...] = array
 
