@@ -14,6 +14,8 @@ import fsspec
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.io
+import scipy.sparse as sp
 import zarr
 from click.testing import CliRunner
 
@@ -175,6 +177,32 @@ def test_npy_by_ranges_of_bytes(bucket: str, order: Any) -> None:
         found = open_matrix(f"{bucket}/X.npy")
     assert found.npartitions > 3
     np.testing.assert_array_equal(found.compute(), X, strict=True)
+
+
+def test_labelled_matrices(bucket: str) -> None:
+    xr = pytest.importorskip("xarray")
+    names = [f"s{j}" for j in range(20)]
+    coords = {"day": np.arange(30), "station": names}
+    X = xr.DataArray(PROBLEM.nan, dims=("day", "station"), coords=coords, name="x")
+    for name in ("X.nc", "X.zarr"):
+        write_matrix(X.chunk({"day": 8}), f"{bucket}/{name}")
+        found = open_matrix(f"{bucket}/{name}")
+        xr.testing.assert_identical(found.compute(), X)
+        filled = dmf.impute(found, dmf.factorize(found, 2, max_rounds=5, tol=0))
+        write_matrix(filled, f"{bucket}/filled-{name}")
+        again = open_matrix(f"{bucket}/filled-{name}")
+        xr.testing.assert_identical(again.compute(), filled.compute())
+
+
+@pytest.mark.parametrize("name", ["X.npz", "X.mtx"])
+def test_sparse_files(bucket: str, server: Any, tmp_path: Path, name: str) -> None:
+    matrix = PROBLEM.sparse()
+    if name == "X.npz":
+        sp.save_npz(tmp_path / name, matrix)
+    else:
+        scipy.io.mmwrite(tmp_path / name, matrix, precision=17)
+    server.put_file(str(tmp_path / name), f"{bucket}/{name}")
+    assert (sp.csr_array(open_matrix(f"{bucket}/{name}")) != matrix).nnz == 0
 
 
 def test_what_is_not_there(bucket: str) -> None:

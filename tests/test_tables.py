@@ -374,6 +374,30 @@ def test_parts_of_any_size(
     assert (found.X.compute() != expected.X).nnz == 0
 
 
+@pytest.mark.slow
+@pytest.mark.cluster
+@pytest.mark.usefixtures("client")
+@OLD_DASK
+def test_workers_read_the_parts(tmp_path: Path, monkeypatch: Any) -> None:
+    """And what they have filled goes to places that only this process sees."""
+    frame = mixed_table()
+    frame.to_parquet(tmp_path / "wide.parquet", row_group_size=4)
+    found = open_matrix(tmp_path / "wide.parquet")
+    filled = dmf.impute(found, dmf.factorize(found, 2, max_rounds=5, tol=0))
+    for name in ("out.parquet", "out.csv", "out.npy"):
+        write_matrix(filled, f"memory://cluster/{name}")
+    expected = filled.X.compute()
+    np.testing.assert_array_equal(
+        open_matrix("memory://cluster/out.npy").compute(scheduler="sync"), expected
+    )
+    again = pd.read_parquet("memory://cluster/out.parquet")
+    np.testing.assert_allclose(again, expected, rtol=1e-6)
+    write(long_table(), tmp_path / "t.csv", index=False)
+    triplets = open_matrix(tmp_path / "t.csv", LONG)
+    of_memory = dmf.from_triplets(long_table(), "user", "film", "stars")
+    assert (triplets.X.compute() != of_memory.X).nnz == 0
+
+
 def test_a_file_that_changes_is_told(tmp_path: Path) -> None:
     frame = long_table()
     write(frame, tmp_path / "t.csv", index=False)

@@ -7,6 +7,7 @@ import os
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import Any
 
 from dmf.containers import Table, Triplets
@@ -114,11 +115,16 @@ def open_table(
     ------
     FileNotFoundError
         There is no such file.
+    ImportError
+        pyarrow isn't installed.
     ValueError
         It isn't a table, or lacks a column.
     """
     long = columns.long
     check_file(place)
+    if find_spec("pyarrow") is None:
+        msg = f"{place} needs pyarrow; install it with: pip install 'dmf[tables]'"
+        raise ImportError(msg)
     if not long:
         return _read_wide(place, columns.index)
     with read_as(place, "CSV" if suffix_of(place) in SEPARATORS else "Parquet"):
