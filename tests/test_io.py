@@ -545,6 +545,23 @@ def test_npy_to_a_url(chunks: Any, dtype: str) -> None:
     np.testing.assert_array_equal(open_matrix(url).compute(), matrix + 1)
 
 
+def test_failure_leaves_no_half_of_a_zarr_behind_a_url() -> None:
+    url = "memory://dmf-test-io/failed/X.zarr"
+    with pytest.raises(RuntimeError, match="this block fails"):
+        write_matrix(failing(), url)
+    with pytest.raises(FileNotFoundError, match="there is nothing at"):
+        open_matrix(url)
+    write_matrix(X, url)
+    np.testing.assert_array_equal(open_matrix(url), X)
+
+
+def test_shards_are_read_at_once(tmp_path: Path) -> None:
+    zarr.create_array(tmp_path / "X.zarr", data=X, chunks=(2, 5), shards=(8, 10))
+    read = open_matrix(tmp_path / "X.zarr")
+    assert read.chunks == ((8, 8, 8, 6), (10, 10))
+    np.testing.assert_array_equal(read.compute(), X, strict=True)
+
+
 def test_failure_leaves_no_trace_behind_a_url() -> None:
     url = "memory://dmf-test-io/failed/X.npy"
     with pytest.raises(RuntimeError, match="this block fails"):

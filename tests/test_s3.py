@@ -33,8 +33,6 @@ LONG = Columns("user", "film", "stars")
 pytestmark = [
     # Of Dask, about what pandas will do one day.
     pytest.mark.filterwarnings("ignore:The inplace keyword"),
-    # Of botocore, which asks for the time in a way of its own.
-    pytest.mark.filterwarnings("ignore:datetime.datetime.utcnow"),
 ]
 
 

@@ -12,8 +12,9 @@ from uuid import uuid4
 
 import numpy as np
 
+from dmf.engine.kinds import is_dask
 from dmf.engine.runner import choose_runner
-from dmf.io.places import explain, is_url
+from dmf.io.places import explain, is_url, remove_quietly
 
 Array = Any
 Where = tuple[slice, ...]
@@ -153,19 +154,25 @@ _changed = threading.Condition()
 
 
 def store_zarr(array: Array, place: str, target: Any) -> None:
-    """Write the blocks of a Dask array to a Zarr array at a place.
+    """Write an array to a new Zarr array at a place; nothing stays there if it fails.
 
     When a task fails, Dask leaves others alone that have begun. They must have ended
-    before somebody cleans up, or they would bring back what was removed.
+    before somebody cleans up, or they would bring back what was removed. Half an array
+    is no use: what lacks would be read as zeros.
     """
     with _changed:
         _closed.discard(place)
     try:
-        store(array, ZarrTarget(place, target))
+        if is_dask(array):
+            store(array, ZarrTarget(place, target))
+        else:
+            target[...] = array
     except BaseException:
         with _changed:
             _closed.add(place)
             _changed.wait_for(lambda: place not in _writing)
+        if is_url(place):
+            remove_quietly(place)
         raise
 
 

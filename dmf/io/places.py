@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from tempfile import TemporaryDirectory
 from typing import Any
 from uuid import uuid4
@@ -215,6 +215,14 @@ def _remove(path: str) -> None:
         shutil.rmtree(path, ignore_errors=True)
     elif os.path.exists(path):
         os.remove(path)
+
+
+def remove_quietly(url: str) -> None:
+    """Remove what is behind a URL, as far as that can be done."""
+    with suppress(Exception):
+        files, path = files_at(url)
+        files.invalidate_cache()
+        files.rm(path, recursive=True)
 
 
 def explain(error: BaseException) -> str:

@@ -35,7 +35,9 @@ def open_zarr(place: str, variable: str | None = None) -> Array:
             "leave out the variable"
         )
         raise ValueError(msg)
-    return lazy_matrix(_Source(node), place, node.shape, node.dtype, node.chunks)
+    # Chunks may be packed in shards, each of them one file.
+    chunks = node.shards or node.chunks
+    return lazy_matrix(_Source(node), place, node.shape, node.dtype, chunks)
 
 
 @dataclass(frozen=True)
@@ -92,10 +94,7 @@ def write_zarr(
         overwrite=overwrite,
         **options,
     )
-    if is_dask(array):
-        store_zarr(array, place, target)
-    else:
-        target[...] = array
+    store_zarr(array, place, target)
 
 
 def is_zarr_matrix(place: str) -> bool:
