@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dask
@@ -213,6 +214,21 @@ def test_what_is_no_dataset(tmp_path: Path) -> None:
         open_matrix(tmp_path / "X.nc")
     with pytest.raises(ValueError, match="the input has no named dimensions; write a"):
         check_output(PROBLEM.nan, tmp_path / "out.nc")
+
+
+@pytest.mark.parametrize(
+    ("place", "writer"), [("memory://X.nc", "h5netcdf"), ("X.nc", "scipy")]
+)
+def test_what_workers_cannot_write(
+    place: str, writer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It's refused before anything is filled."""
+    monkeypatch.setattr(datasets, "_engine", lambda: writer)
+    check_output(labelled(), place)
+    cluster = SimpleNamespace(remote=True)
+    monkeypatch.setattr(datasets, "choose_runner", lambda client: cluster)
+    with pytest.raises(ValueError, match=r"workers of a cluster can't write .*X\.nc"):
+        check_output(labelled(), place)
 
 
 def test_words_are_no_matrix(tmp_path: Path, engine: str) -> None:

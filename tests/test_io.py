@@ -140,6 +140,11 @@ def _index_too_large(path: Path) -> None:
     np.savez(path, format=b"csr", shape=(2, 2), **arrays)
 
 
+def _blocks_beyond(path: Path) -> None:
+    blocks = {"data": np.ones((1, 2, 2)), "indices": [0], "indptr": [0, 1]}
+    np.savez(path, format=b"bsr", shape=(3, 2), **blocks)
+
+
 def _group(path: Path) -> None:
     zarr.create_group(path).create_array("inside", data=X)
 
@@ -172,6 +177,7 @@ UNREADABLE: list[tuple[str, Callable[[Path], Any], str]] = [
     ("X.npz", lambda p: p.write_bytes(b""), "isn't a sparse matrix, or it is damaged"),
     ("X.npz", lambda p: p.write_bytes(b"no"), "isn't a sparse matrix, or it is dam"),
     ("X.npz", _flipped_npz, "isn't a sparse matrix, or it is damaged"),
+    ("X.npz", _blocks_beyond, "isn't a sparse matrix, or it is damaged"),
     ("X.npz", _index_too_large, "isn't a sparse matrix, or it is damaged"),
     ("X.zarr", _group, "is a Zarr group, not an array; .*/NAME .it has: inside."),
     ("X.zarr", _folder, "can't be opened as Zarr .it has no Zarr metadata"),
@@ -613,7 +619,7 @@ def test_zarr_with_damaged_chunks(tmp_path: Path) -> None:
         if chunk.is_file():
             chunk.write_bytes(b"no chunk at all")
     with pytest.raises(
-        ValueError, match=r"a part of .*X\.zarr can't be read .*; write"
+        ValueError, match=r"a part of .*X\.zarr can't be read .*; check"
     ):
         open_matrix(tmp_path / "X.zarr").compute()
 

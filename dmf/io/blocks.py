@@ -80,14 +80,11 @@ def checked_read(place: str, read: Callable[[Any], Array], part: Any) -> Array:
     """Read a part; libraries tell of damage in errors of any class."""
     try:
         return read(part)
-    except OSError:
-        raise
     except Exception as error:
-        msg = (
-            f"a part of {place} can't be read ({explain(error)[:200]}); write it anew, "
-            "or copy it again"
-        )
-        raise ValueError(msg) from error
+        kind = OSError if isinstance(error, OSError) else ValueError
+        told = explain(error)[:200]
+        msg = f"a part of {place} can't be read ({told}); check it, or write it anew"
+        raise kind(msg) from error
 
 
 def check_two_dimensions(place: str, shape: tuple[int, ...]) -> None:

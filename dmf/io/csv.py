@@ -9,6 +9,7 @@ import io
 from functools import partial
 from typing import Any
 
+from dmf.io.blocks import checked_read
 from dmf.io.places import open_binary, size_of, version_of
 
 Frame = Any  # of pandas
@@ -70,13 +71,17 @@ def _part(place: str, start: int | None, *, version: str, **options: Any) -> Fra
         # Its lines would be sorted by the ids of other ones.
         msg = f"{place} has changed since it was opened; open it again"
         raise ValueError(msg)
-    with open_binary(place, compression="infer") as file:
-        if start is None:
-            content = file.read()
-        else:
-            content = read_block(file, start, PART, delimiter=b"\n")
-    # None begins in the midst of a long line, and Arrow wants at least an empty one.
-    return _parse(content or b"\n", skip=not start, **options).to_pandas()
+
+    def read(start: int | None) -> Frame:
+        with open_binary(place, compression="infer") as file:
+            if start is None:
+                content = file.read()
+            else:
+                content = read_block(file, start, PART, delimiter=b"\n")
+        # None begins amid a long line, and Arrow wants at least an empty one.
+        return _parse(content or b"\n", skip=not start, **options).to_pandas()
+
+    return checked_read(place, read, start)
 
 
 def _check_unique(wanted: list[str], names: list[str]) -> None:

@@ -22,9 +22,7 @@ def open_npz(place: str) -> Array:
     with open_binary(place) as file:
         try:
             matrix = sparse.load_npz(file)
-            if hasattr(matrix, "check_format"):
-                # Kernels trust the indices: one beyond the shape would read anywhere.
-                matrix.check_format(full_check=True)
+            _check_indices(matrix)
         except Exception as error:  # an archive of arrays can be broken in any way
             msg = (
                 f"{place} isn't a sparse matrix, or it is damaged; write one with "
@@ -33,6 +31,17 @@ def open_npz(place: str) -> Array:
             raise ValueError(msg) from error
     _check_plausible(matrix, place)
     return matrix
+
+
+def _check_indices(matrix: Array) -> None:
+    """Refuse what kernels, which trust the indices, would follow to anywhere."""
+    if hasattr(matrix, "check_format"):
+        matrix.check_format(full_check=True)
+    # SciPy itself doesn't look whether blocks cover the shape, and no more.
+    blocks = getattr(matrix, "blocksize", (1, 1))
+    if any(size % block for size, block in zip(matrix.shape, blocks, strict=True)):
+        msg = f"blocks of shape {blocks} don't fit"
+        raise ValueError(msg)
 
 
 def open_mtx(place: str) -> Array:

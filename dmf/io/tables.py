@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import lzma
 import os
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -19,8 +17,6 @@ from dmf.triplets import from_triplets
 Frame = Any  # of pandas
 
 SUFFIXES = (*SEPARATORS, ".parquet")
-# What a reader raises for a file that isn't what its name says.
-CUT_OFF = (EOFError, zlib.error, lzma.LZMAError)
 
 
 @dataclass(frozen=True)
@@ -131,8 +127,11 @@ def open_table(
         frame = _read_long(place, columns)
     try:
         found = from_triplets(frame, *columns.names, duplicates)
-    except CUT_OFF as error:
-        msg = f"{place} is damaged or cut off ({explain(error)}); copy it again"
+    except OSError as error:  # as Arrow says that pages of Parquet are no such
+        if suffix_of(place) in SEPARATORS:
+            raise
+        told = explain(error)[:200]
+        msg = f"{place} is damaged or cut off ({told}); copy it again"
         raise ValueError(msg) from error
     if suffix_of(place) not in SEPARATORS:
         return found
