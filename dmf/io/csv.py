@@ -79,9 +79,19 @@ def _part(place: str, start: int | None, *, version: str, **options: Any) -> Fra
             else:
                 content = read_block(file, start, PART, delimiter=b"\n")
         # None begins amid a long line, and Arrow wants at least an empty one.
-        return _parse(content or b"\n", skip=not start, **options).to_pandas()
+        table = _parse(content or b"\n", skip=not start, **options)
+        return _encoded(table).to_pandas()
 
     return checked_read(place, read, start)
+
+
+def _encoded(table: Any) -> Any:
+    """Number the words of a table of Arrow, which does it faster than pandas would."""
+    for j, field in enumerate(table.schema):
+        if field.type == "string":
+            numbered = table.column(j).combine_chunks().dictionary_encode()
+            table = table.set_column(j, field.name, numbered)
+    return table
 
 
 def _check_unique(wanted: list[str], names: list[str]) -> None:
