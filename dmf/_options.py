@@ -106,6 +106,12 @@ checkpoint_options = _together(
         help="Go on from the last checkpoint, if there is one.",
     ),
 )
+variable_option = click.option(
+    "--variable",
+    metavar="NAME",
+    help="Of a netCDF file or Zarr group: which variable is the matrix. By default, "
+    "the one with two dimensions, if there is only one.",
+)
 mask_option = click.option(
     "--mask",
     metavar="PATH",

@@ -20,6 +20,7 @@ from dmf._options import (
     mask_option,
     overwrite_option,
     table_options,
+    variable_option,
 )
 from dmf._shell import INTERRUPTED, reported
 from dmf.offsets import COLUMNS
@@ -37,10 +38,11 @@ SOLVERS: dict[str, Solver] = {
 def main() -> None:
     """Factorize matrices with missing entries, and fill what is missing.
 
-    A matrix is a .npy file, a Zarr array or a table (.csv, .tsv, .parquet), in which
-    NaN means missing, or a sparse .npz or .mtx file, in which whatever isn't stored is
-    missing. A table may also have one observation a line: then --row, --column and
-    --value name its columns.
+    A matrix is a .npy file, a Zarr array, a table (.csv, .tsv, .parquet), or a variable
+    of a .nc file or of a Zarr group of xarray, in which NaN means missing, or a sparse
+    .npz or .mtx file, in which whatever isn't stored is missing. A table may also have
+    one observation a line: then --row, --column and --value name its columns. All may
+    be URLs, as in s3://bucket/X.zarr.
     """
 
 
@@ -123,6 +125,7 @@ def main() -> None:
 @cluster_options
 @overwrite_option
 @table_options
+@variable_option
 @click.option("--quiet", is_flag=True, help="Show no progress and no summary.")
 def factorize(
     input: str,
@@ -148,6 +151,7 @@ def factorize(
     overwrite: bool,
     quiet: bool,
     duplicates: str,
+    variable: str | None,
     **columns: str | None,
 ) -> None:
     """Find W and H such that W H is close to INPUT where INPUT is observed.
@@ -167,7 +171,7 @@ def factorize(
         reported("interrupted before the model was saved"),
         _where(scheduler, workers, lambda: model.check_writable(output, overwrite)),
     ):
-        X = open_matrix(input, Columns(**columns), duplicates)
+        X = open_matrix(input, Columns(**columns), duplicates, variable)
         fit = dmf.factorize(
             X,
             rank,
@@ -226,12 +230,13 @@ def _penalty(
     "--output",
     metavar="OUT",
     required=True,
-    help="The filled matrix: a .npy file, a .zarr array or, for a table, a table.",
+    help="The filled matrix: .npy or .zarr, for a table a table, or with labels .nc.",
 )
 @mask_option
 @cluster_options
 @overwrite_option
 @table_options
+@variable_option
 @click.option("--quiet", is_flag=True, help="Say nothing at the end.")
 def impute(
     input: str,
@@ -243,6 +248,7 @@ def impute(
     overwrite: bool,
     quiet: bool,
     duplicates: str,
+    variable: str | None,
     **columns: str | None,
 ) -> None:
     """Write INPUT to OUT with its missing entries filled in from MODEL.
@@ -262,7 +268,7 @@ def impute(
         reported(f"interrupted; {output} was not written"),
         _where(scheduler, workers, lambda: check_writable(output, overwrite)),
     ):
-        X = open_matrix(input, Columns(**columns), duplicates)
+        X = open_matrix(input, Columns(**columns), duplicates, variable)
         check_output(X, output)
         filled = dmf.impute(
             X,

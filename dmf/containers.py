@@ -48,12 +48,45 @@ class Triplets:
         return f"Triplets({len(self.rows)} × {len(self.columns)}, {stored}{weighted})"
 
 
+class TableLabels(Labels):
+    """The labels of a `Table`: what is lazy comes back as one."""
+
+    def wrap_matrix(self, array: Array) -> Any:
+        """Return a matrix of shape (m, n) as a `Table`, or as a frame if in memory."""
+        return Table(array, self) if is_dask(array) else super().wrap_matrix(array)
+
+    def part(self, start: int, stop: int) -> Labels:
+        """Return the labels of some rows."""
+        return Labels(self.rows[start:stop], self.columns, self.dtypes)
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """A data frame whose numbers aren't in memory, such as a file in parts.
+
+    Parameters
+    ----------
+    X : Dask array, shape (m, n)
+        Missing is NaN.
+    labels : TableLabels
+    """
+
+    X: Array
+    labels: TableLabels
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """How many rows and columns there are."""
+        m, n = self.X.shape
+        return int(m), int(n)
+
+
 def unwrap(X: Any, name: str = "X") -> tuple[Any, Labels | None]:
     """Take a container apart: into its matrix, and the labels of that.
 
     Parameters
     ----------
-    X : pandas.DataFrame, 2-D xarray.DataArray, or anything else
+    X : pandas.DataFrame, Table, 2-D xarray.DataArray, or anything else
         Missing is NaN, pandas.NA or None.
     name : str
         What messages call it.
@@ -62,7 +95,8 @@ def unwrap(X: Any, name: str = "X") -> tuple[Any, Labels | None]:
     -------
     array : array, shape (m, n)
         Of a data frame: NumPy, bool if all of its columns are, of the widest float if
-        all are floats, else float64. Of a DataArray: its data, lazy if they are.
+        all are floats, else float64. Of a DataArray or Table: its data, lazy if they
+        are.
         Anything else: X itself, whether or not it's a matrix.
     labels : Labels or None
         None if X has no labels.
@@ -75,7 +109,9 @@ def unwrap(X: Any, name: str = "X") -> tuple[Any, Labels | None]:
         A DataArray isn't 2-D; sparse columns don't say what is missing.
     """
     if is_from("pandas", "DataFrame", X):
-        return _numbers(X, name), Labels(X.index, X.columns, _float_dtypes(X))
+        return frame_numbers(X, name), Labels(X.index, X.columns, float_dtypes(X))
+    if isinstance(X, Table):
+        return X.X, X.labels
     if is_from("xarray", "DataArray", X):
         return X.data, _array_labels(X, name)
     return X, None
@@ -164,16 +200,13 @@ def _array_labels(X: Any, name: str) -> ArrayLabels:
     return ArrayLabels(rows, columns, {}, X.dims, X.name, frame)
 
 
-def _numbers(frame: Any, name: str) -> Array:
+def frame_numbers(frame: Any, name: str) -> Array:
     """Return a data frame as an array of bools or floats."""
     for j, dtype in enumerate(frame.dtypes):
         _check_column(frame, j, dtype, name)
     dtypes = [plain_dtype(dtype) for dtype in frame.dtypes]
-    kinds = {dtype.kind for dtype in dtypes}
-    target: np.dtype[Any] = np.dtype(np.float64)
-    if kinds == {"f"}:
-        target = np.result_type(*dtypes)
-    elif kinds == {"b"} and not frame.isna().any(axis=None):
+    target = frame_dtype(frame.dtypes)
+    if {dtype.kind for dtype in dtypes} == {"b"} and not frame.isna().any(axis=None):
         target = np.dtype(np.bool)
     if all(dtype is own for dtype, own in zip(dtypes, frame.dtypes, strict=True)):
         # pandas keeps columns together, but blocks are walked row by row.
@@ -182,6 +215,13 @@ def _numbers(frame: Any, name: str) -> Array:
     for j in range(frame.shape[1]):
         result[:, j] = frame.iloc[:, j].to_numpy(dtype=target, na_value=np.nan)
     return result
+
+
+def frame_dtype(dtypes: Any) -> np.dtype[Any]:
+    """Return the dtype that holds all columns: the widest float, or float64."""
+    plain = [plain_dtype(dtype) for dtype in dtypes]
+    floats = {dtype.kind for dtype in plain} == {"f"}
+    return np.result_type(*plain) if floats else np.dtype(np.float64)
 
 
 def _check_column(frame: Any, j: int, dtype: Any, name: str) -> None:
@@ -235,7 +275,7 @@ def plain_dtype(dtype: Any) -> np.dtype[Any]:
     return plain
 
 
-def _float_dtypes(frame: Any) -> dict[int, Any]:
+def float_dtypes(frame: Any) -> dict[int, Any]:
     """Return the dtypes of the columns that can hold any number, by position."""
     import pandas as pd
 

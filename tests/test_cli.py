@@ -198,7 +198,7 @@ def test_overwrite(folder: Path) -> None:
         ("impute X.npy --model X.zarr -o f.npy", "X.zarr isn't a model of dmf; give"),
         (
             "impute X.npy --model m.zarr -o f.txt",
-            "its name must end in .zarr or, but for",
+            "its name must end in .npy or .zarr or, for",
         ),
         ("impute X.npy --model m.zarr -o M.npy", "M.npy exists; choose another path"),
         ("impute T.npy --model ok.zarr -o f.npy", "X has shape (20, 30), but the fact"),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import json
 import os
 import pickle
+import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,12 +16,19 @@ from typing import Any
 
 import dask
 import dask.array as da
+import fsspec
 import numpy as np
 import pytest
+import scipy.io
 import scipy.sparse as sp
 import zarr
+from fsspec.implementations.memory import MemoryFileSystem
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from dmf.io import places
+from dmf.io.blocks import store_zarr
 from dmf.io.matrices import check_writable, open_matrix, write_matrix
 from tests.problems import low_rank
 
@@ -131,6 +140,11 @@ def _index_too_large(path: Path) -> None:
     np.savez(path, format=b"csr", shape=(2, 2), **arrays)
 
 
+def _blocks_beyond(path: Path) -> None:
+    blocks = {"data": np.ones((1, 2, 2)), "indices": [0], "indptr": [0, 1]}
+    np.savez(path, format=b"bsr", shape=(3, 2), **blocks)
+
+
 def _group(path: Path) -> None:
     zarr.create_group(path).create_array("inside", data=X)
 
@@ -163,6 +177,7 @@ UNREADABLE: list[tuple[str, Callable[[Path], Any], str]] = [
     ("X.npz", lambda p: p.write_bytes(b""), "isn't a sparse matrix, or it is damaged"),
     ("X.npz", lambda p: p.write_bytes(b"no"), "isn't a sparse matrix, or it is dam"),
     ("X.npz", _flipped_npz, "isn't a sparse matrix, or it is damaged"),
+    ("X.npz", _blocks_beyond, "isn't a sparse matrix, or it is damaged"),
     ("X.npz", _index_too_large, "isn't a sparse matrix, or it is damaged"),
     ("X.zarr", _group, "is a Zarr group, not an array; .*/NAME .it has: inside."),
     ("X.zarr", _folder, "can't be opened as Zarr .it has no Zarr metadata"),
@@ -301,6 +316,52 @@ def test_task_that_outlives_a_failure_leaves_no_trace(
     assert os.listdir(tmp_path) == []
 
 
+def test_write_that_outlives_a_failure_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, removed = threading.Event(), threading.Event()
+    remove = places._remove
+
+    def removing(path: str) -> None:
+        remove(path)
+        removed.set()
+
+    monkeypatch.setattr(places, "_remove", removing)
+
+    class Slow:
+        """Its chunk is written after others have failed, and before all is removed."""
+
+        def __init__(self, place: str) -> None:
+            self.place = place
+
+        def __setitem__(self, where: Any, block: Any) -> None:
+            began.set()
+            removed.wait(timeout=0.2)  # which nobody may do meanwhile
+            os.makedirs(f"{self.place}/c", exist_ok=True)  # as Zarr does
+
+    def block(block_info: Any = None) -> Any:
+        if block_info[None]["chunk-location"] == (1, 0):
+            began.wait(timeout=60)
+            msg = "this block fails"
+            raise RuntimeError(msg)
+        return np.ones((2, 2))
+
+    lazy = da.map_blocks(block, chunks=((2, 2), (2,)), meta=np.empty((0, 0)))
+
+    def write() -> None:
+        with places.published(str(tmp_path / "X.zarr"), lambda: None) as temporary:
+            os.mkdir(temporary)
+            store_zarr(lazy, temporary, Slow(temporary))
+
+    with (
+        ThreadPoolExecutor(2) as pool,
+        dask.config.set(pool=pool),
+        pytest.raises(RuntimeError, match="this block fails"),
+    ):
+        write()
+    assert os.listdir(tmp_path) == []
+
+
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="needs posix_fallocate")
 def test_full_disk_raises_before_anything_is_computed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -394,10 +455,12 @@ def test_folder_without_permission(
         check_writable(tmp_path / "X.npy")
 
 
-@pytest.mark.parametrize("name", ["X.txt", "X", "X.npz", "memory://X.npy"])
+@pytest.mark.parametrize("name", ["X.txt", "X", "X.npz", "memory://X.npz"])
 def test_unknown_output(tmp_path: Path, name: str) -> None:
     path = name if "://" in name else tmp_path / name
-    with pytest.raises(ValueError, match=r"its name must end in \.zarr or, but"):
+    with pytest.raises(
+        ValueError, match=r"its name must end in \.npy or \.zarr or, for"
+    ):
         check_writable(path)
 
 
@@ -441,3 +504,161 @@ def test_output_is_plain_zarr_3(tmp_path: Path) -> None:
     write_matrix(X, tmp_path / "X.zarr")
     metadata = json.loads((tmp_path / "X.zarr" / "zarr.json").read_text())
     assert (metadata["zarr_format"], metadata["node_type"]) == (3, "array")
+
+
+# ------------------------------------------------------------------------------- URLs
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("shape", [(30, 20), (1, 20), (20, 1), (0, 3)])
+def test_npy_behind_a_url_is_read_by_ranges(
+    order: Any, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = "memory://dmf-test-io/X.npy"
+    rng = np.random.default_rng(0)
+    matrix = np.asarray(rng.standard_normal(shape), order=order)
+    with fsspec.open(url, "wb") as file:
+        np.save(file, matrix)
+    read: list[int] = []
+    cat_file = MemoryFileSystem.cat_file
+
+    def counted(self: Any, path: str, **options: Any) -> bytes:
+        content: bytes = cat_file(self, path, **options)
+        read.append(len(content))
+        return content
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", counted)
+    with small_chunks():
+        lazy = open_matrix(url)
+    (header,) = read
+    np.testing.assert_array_equal(lazy.compute(), matrix, strict=True)
+    assert sum(read) - header == matrix.nbytes  # each number once
+    assert max(read[1:], default=0) <= 800
+    assert (lazy.npartitions > 3) == (shape == (30, 20))
+
+
+@pytest.mark.parametrize("chunks", [None, (8, 20), ((10, 20), (5, 12, 3))])
+@pytest.mark.parametrize("dtype", ["float32", "int64"])
+def test_npy_to_a_url(chunks: Any, dtype: str) -> None:
+    url = f"memory://dmf-test-io/{dtype}-{chunks}/X.npy"
+    matrix = np.nan_to_num(X * 10).astype(dtype)
+    written = matrix if chunks is None else da.from_array(matrix, chunks=chunks)
+    write_matrix(written, url)
+    np.testing.assert_array_equal(open_matrix(url).compute(), matrix, strict=True)
+    with pytest.raises(FileExistsError, match=r"X\.npy exists; choose another path"):
+        write_matrix(written, url)
+    write_matrix(written + 1, url, overwrite=True)
+    np.testing.assert_array_equal(open_matrix(url).compute(), matrix + 1)
+
+
+def test_failure_leaves_no_half_of_a_zarr_behind_a_url() -> None:
+    url = "memory://dmf-test-io/failed/X.zarr"
+    with pytest.raises(RuntimeError, match="this block fails"):
+        write_matrix(failing(), url)
+    with pytest.raises(FileNotFoundError, match="there is nothing at"):
+        open_matrix(url)
+    write_matrix(X, url)
+    np.testing.assert_array_equal(open_matrix(url), X)
+
+
+def test_shards_are_read_at_once(tmp_path: Path) -> None:
+    zarr.create_array(tmp_path / "X.zarr", data=X, chunks=(2, 5), shards=(8, 10))
+    read = open_matrix(tmp_path / "X.zarr")
+    assert read.chunks == ((8, 8, 8, 6), (10, 10))
+    np.testing.assert_array_equal(read.compute(), X, strict=True)
+
+
+def test_failure_leaves_no_trace_behind_a_url() -> None:
+    url = "memory://dmf-test-io/failed/X.npy"
+    with pytest.raises(RuntimeError, match="this block fails"):
+        write_matrix(failing(), url)
+    files, path = fsspec.url_to_fs(url)
+    assert not files.exists(path)
+    write_matrix(X, url)
+    with pytest.raises(RuntimeError, match="this block fails"):
+        write_matrix(failing(), url, overwrite=True)
+    np.testing.assert_array_equal(open_matrix(url), X)
+
+
+@pytest.mark.parametrize("name", ["X.npz", "X.mtx", "X.mtx.gz"])
+def test_sparse_behind_a_url(tmp_path: Path, name: str) -> None:
+    matrix = low_rank().sparse()
+    if name == "X.npz":
+        sp.save_npz(tmp_path / name, matrix)
+    else:
+        scipy.io.mmwrite(tmp_path / "X.mtx", matrix, precision=17)
+        content = (tmp_path / "X.mtx").read_bytes()
+        (tmp_path / "X.mtx.gz").write_bytes(gzip.compress(content))
+    url = f"memory://dmf-test-io/{name}"
+    with fsspec.open(url, "wb") as file:
+        file.write((tmp_path / name).read_bytes())
+    for place in (url, tmp_path / name):
+        assert (sp.csr_array(open_matrix(place)) != matrix).nnz == 0
+
+
+@pytest.mark.parametrize(("name", "make", "message"), UNREADABLE)
+def test_what_cannot_be_read_behind_a_url(
+    tmp_path: Path, name: str, make: Callable[[Path], Any], message: str
+) -> None:
+    """The same sentences as for files, but that a URL of unknown kind may be Zarr."""
+    make(tmp_path / name)
+    url = f"memory://dmf-test-io/{tmp_path.name}/{name}"
+    files, path = fsspec.url_to_fs(url)
+    files.put(str(tmp_path / name), path, recursive=True)
+    with pytest.raises((ValueError, OSError)) as caught:
+        open_matrix(url)
+    if name.endswith((".npy", ".npz")):
+        assert re.search(message, str(caught.value))
+    assert url in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_zarr_with_damaged_chunks(tmp_path: Path) -> None:
+    write_matrix(X, tmp_path / "X.zarr")
+    for chunk in (tmp_path / "X.zarr" / "c").rglob("*"):
+        if chunk.is_file():
+            chunk.write_bytes(b"no chunk at all")
+    with pytest.raises(
+        ValueError, match=r"a part of .*X\.zarr can't be read .*; check"
+    ):
+        open_matrix(tmp_path / "X.zarr").compute()
+
+
+@pytest.mark.parametrize("chunks", [(1, 1), (10**5, 10**5), (10**9, 10**9)])
+def test_zarr_that_says_it_is_huge(tmp_path: Path, chunks: tuple[int, int]) -> None:
+    zarr.create_array(
+        tmp_path / "X.zarr", shape=(10**9, 10**9), chunks=chunks, dtype="float64"
+    )
+    with pytest.raises(ValueError, match="can be worked on; check it, or write it in"):
+        open_matrix(tmp_path / "X.zarr")
+
+
+def test_sparse_that_says_it_is_huge(tmp_path: Path) -> None:
+    header = "%%MatrixMarket matrix coordinate real general\n"
+    (tmp_path / "X.mtx").write_text(f"{header}1000000000 1000000000 1\n1 1 1.0\n")
+    huge = sp.coo_array(([1.0], ([0], [0])), shape=(10**9, 10**9))
+    sp.save_npz(tmp_path / "X.npz", huge)
+    for name in ("X.mtx", "X.npz"):
+        with pytest.raises(ValueError, match="but it stores 1 entries only; check its"):
+            open_matrix(tmp_path / name)
+
+
+# One line for each format that is read and written as it is, without labels.
+FORMATS = [".npy", ".zarr"]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    m=st.integers(1, 12),
+    n=st.integers(1, 12),
+    suffix=st.sampled_from(FORMATS),
+    remote=st.booleans(),
+    cut=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+)
+def test_any_shape_and_chunks(
+    tmp_path: Path, m: int, n: int, suffix: str, remote: bool, cut: tuple[int, int]
+) -> None:
+    matrix = np.arange(m * n, dtype=float).reshape(m, n)
+    where = "memory://dmf-test-io/any/X" if remote else f"{tmp_path}/X"
+    write_matrix(da.from_array(matrix, chunks=cut), f"{where}{suffix}", overwrite=True)
+    np.testing.assert_array_equal(open_matrix(f"{where}{suffix}"), matrix, strict=True)

@@ -8,7 +8,6 @@ from typing import Any, get_args
 from dmf.engine.kinds import is_dask
 from dmf.history import History
 from dmf.io.labels import describe_labels, rebuild_labels
-from dmf.io.matrices import write_zarr
 from dmf.io.places import (
     PathLike,
     check_free,
@@ -20,6 +19,7 @@ from dmf.io.places import (
     published,
 )
 from dmf.io.plain import decode, encode
+from dmf.io.zarr import write_zarr
 from dmf.offsets import COLUMNS
 from dmf.result import Factorization
 from dmf.status import Code, Status

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from tempfile import TemporaryDirectory
 from typing import Any
 from uuid import uuid4
 
@@ -21,6 +22,90 @@ def locate(path: PathLike) -> str:
 def is_url(place: str) -> bool:
     """Return whether a place is a URL, which fsspec opens."""
     return "://" in place
+
+
+@contextmanager
+def reached(place: str) -> Iterator[None]:
+    """Say which URL it was when what is behind it fails, in whatever way.
+
+    Stores of others raise classes of their own: for lost connections, credentials that
+    lack or that are refused, unknown hosts.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        msg = f"there is nothing at {place}; check the path"
+        raise FileNotFoundError(msg) from error
+    except Exception as error:
+        if not is_url(place):
+            raise
+        msg = (
+            f"{place} can't be reached ({explain(error)}); check the URL, and that you "
+            "are allowed there"
+        )
+        raise OSError(msg) from error
+
+
+@contextmanager
+def read_as(place: str, kind: str) -> Iterator[None]:
+    """Say that a file isn't what it should be: readers fail in any way on others."""
+    try:
+        yield
+    except (ImportError, FileNotFoundError):
+        raise
+    except Exception as error:
+        told = explain(error)[:200]
+        msg = f"{place} can't be read as {kind} ({told}); check the file"
+        raise ValueError(msg) from error
+
+
+def files_at(place: str) -> tuple[Any, str]:
+    """Return fsspec's file system of a path or URL, and what it calls the place."""
+    from fsspec.core import url_to_fs
+
+    with reached(place):
+        files, path = url_to_fs(place)
+        return files, path
+
+
+def is_file(place: str) -> bool:
+    """Return whether there is a file at a path or URL."""
+    files, path = files_at(place)
+    with reached(place):
+        return bool(files.isfile(path))
+
+
+def size_of(place: str) -> int:
+    """Return the size of the file at a path or URL, in bytes."""
+    check_file(place)
+    files, path = files_at(place)
+    with reached(place):
+        return int(files.size(path))
+
+
+def version_of(place: str) -> str:
+    """Return what is another text when the file at a path or URL has changed."""
+    files, path = files_at(place)
+    with reached(place):
+        return str(files.ukey(path))
+
+
+def read_bytes(place: str, start: int = 0, stop: int | None = None) -> bytes:
+    """Return what the file at a path or URL holds, or a range of it."""
+    if start == stop:
+        return b""  # some stores refuse to read nothing
+    files, path = files_at(place)
+    with reached(place):
+        content: bytes = files.cat_file(path, start=start, end=stop)
+        return content
+
+
+def open_binary(place: str, compression: str | None = None) -> Any:
+    """Open the file at a path or URL for reading; "infer": as its suffix says."""
+    check_file(place)
+    files, path = files_at(place)
+    with reached(place):
+        return files.open(path, "rb", compression=compression)
 
 
 def check_free(
@@ -40,7 +125,10 @@ def check_free(
     overwrite : bool
     """
     if is_url(place):
-        exists = open_node(place, missing_ok=True) is not None
+        files, path = files_at(place)
+        with reached(place):
+            files.invalidate_cache()
+            exists = files.exists(path)
     else:
         check_folder(os.path.dirname(place))
         exists = os.path.lexists(place)
@@ -59,8 +147,13 @@ def check_free(
 
 
 def check_file(place: str) -> None:
-    """Refuse a path where there is no file."""
-    if not os.path.exists(place):
+    """Refuse a path or URL where there is nothing."""
+    if is_url(place):
+        files, path = files_at(place)
+        with reached(place):
+            if not files.exists(path):
+                raise FileNotFoundError
+    elif not os.path.exists(place):
         msg = f"there is no file {place}; check the path"
         raise FileNotFoundError(msg)
 
@@ -79,8 +172,18 @@ def check_folder(folder: str) -> None:
 def published(path: str, check: Callable[[], None]) -> Iterator[str]:
     """Give a temporary path beside `path`; move it there if all goes well.
 
-    `check` is asked once more before that: much may have happened meanwhile.
+    What shall be behind a URL is a temporary file of this machine at first. `check` is
+    asked once more before it is moved: much may have happened meanwhile.
     """
+    if is_url(path):
+        with TemporaryDirectory() as local:
+            temporary = os.path.join(local, "whole")
+            yield temporary
+            check()
+            files, target = files_at(path)
+            with reached(path):
+                files.put_file(temporary, target)
+        return
     folder, name = os.path.split(path)
     temporary = os.path.join(folder, f".{name}.{uuid4().hex[:8]}.part")
     try:
@@ -114,6 +217,14 @@ def _remove(path: str) -> None:
         os.remove(path)
 
 
+def remove_quietly(url: str) -> None:
+    """Remove what is behind a URL, as far as that can be done."""
+    with suppress(Exception):
+        files, path = files_at(url)
+        files.invalidate_cache()
+        files.rm(path, recursive=True)
+
+
 def explain(error: BaseException) -> str:
     """Return what an error says, on one line, for a message of our own."""
     if isinstance(error, KeyError):
@@ -121,13 +232,13 @@ def explain(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def open_node(place: str, missing_ok: bool = False) -> Any:
+def open_node(place: str) -> Any:
     """Return the Zarr array or group at a path or URL, read-only.
 
     Raises
     ------
     FileNotFoundError
-        Nothing is there; with `missing_ok`, None is returned instead.
+        Nothing is there.
     ValueError
         Something else is there, or the URL can't be opened.
     """
@@ -138,11 +249,9 @@ def open_node(place: str, missing_ok: bool = False) -> Any:
             _require_metadata(place)
         return zarr.open(place, mode="r")
     except FileNotFoundError as error:
-        if missing_ok:
-            return None
         msg = f"there is nothing at {place}; check the path"
         raise FileNotFoundError(msg) from error
-    except (ValueError, KeyError, TypeError, OSError, ImportError) as error:
+    except Exception as error:  # metadata may be anything, and so may its errors
         msg = (
             f"{place} can't be opened as Zarr ({explain(error)}); check the path and "
             "what has been written there"

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import lzma
 import os
-import zlib
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import Any
 
-from dmf.containers import Triplets, not_numbers
-from dmf.io.places import check_file, explain, is_url
+from dmf.containers import Table, Triplets
+from dmf.io.csv import SEPARATORS, read_parts, read_whole, whole_numbers
+from dmf.io.parquet import labelled, open_wide, parts_of, write_wide
+from dmf.io.places import check_file, explain, read_as
 from dmf.triplets import from_triplets
 
 Frame = Any  # of pandas
 
-SEPARATORS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (*SEPARATORS, ".parquet")
-# What a reader raises for a file that isn't what its name says.
-CUT_OFF = (EOFError, zlib.error, lzma.LZMAError)
-DAMAGE = (*CUT_OFF, ValueError, TypeError, KeyError, UnicodeError, OSError)
 
 
 @dataclass(frozen=True)
@@ -84,8 +82,12 @@ def suffix_of(place: str) -> str:
     return os.path.splitext(stem)[1] if suffix in (".gz", ".bz2", ".xz") else suffix
 
 
-def open_table(place: str, columns: Columns, duplicates: str) -> Triplets | Frame:
+def open_table(
+    place: str, columns: Columns, duplicates: str
+) -> Triplets | Table | Frame:
     """Open a table.
+
+    Ids and labels in CSV are text, such as 007, unless all of them are whole numbers.
 
     Parameters
     ----------
@@ -102,35 +104,40 @@ def open_table(place: str, columns: Columns, duplicates: str) -> Triplets | Fram
         ids and again in the fit, and never as a whole in one place.
     pandas.DataFrame
         Of a table that is a matrix, in memory.
+    Table
+        Of a Parquet matrix in several row groups: it is read inside tasks.
 
     Raises
     ------
     FileNotFoundError
         There is no such file.
+    ImportError
+        pyarrow isn't installed.
     ValueError
         It isn't a table, or lacks a column.
     """
     long = columns.long
-    if not is_url(place):
-        check_file(place)
-    try:
-        frame = _read_long(place, columns) if long else _read_wide(place, columns)
-    except FileNotFoundError as error:
-        msg = f"there is nothing at {place}; check the path"
-        raise FileNotFoundError(msg) from error
-    except DAMAGE as error:
-        what = "CSV" if suffix_of(place) in SEPARATORS else "Parquet"
-        told = explain(error)[:200]
-        msg = f"{place} can't be read as {what} ({told}); check the file"
-        raise ValueError(msg) from error
+    check_file(place)
+    if find_spec("pyarrow") is None:
+        msg = f"{place} needs pyarrow; install it with: pip install 'dmf[tables]'"
+        raise ImportError(msg)
     if not long:
-        _check_numbers(frame, place)
-        return frame
+        return _read_wide(place, columns.index)
+    with read_as(place, "CSV" if suffix_of(place) in SEPARATORS else "Parquet"):
+        frame = _read_long(place, columns)
     try:
-        return from_triplets(frame, *columns.names, duplicates)
-    except CUT_OFF as error:
-        msg = f"{place} is damaged or cut off ({explain(error)}); copy it again"
+        found = from_triplets(frame, *columns.names, duplicates)
+    except OSError as error:  # as Arrow says that pages of Parquet are no such
+        if suffix_of(place) in SEPARATORS:
+            raise
+        told = explain(error)[:200]
+        msg = f"{place} is damaged or cut off ({told}); copy it again"
         raise ValueError(msg) from error
+    if suffix_of(place) not in SEPARATORS:
+        return found
+    return replace(
+        found, rows=whole_numbers(found.rows), columns=whole_numbers(found.columns)
+    )
 
 
 def _read_long(place: str, columns: Columns) -> Any:
@@ -140,53 +147,35 @@ def _read_long(place: str, columns: Columns) -> Any:
     suffix = suffix_of(place)
     if suffix not in SEPARATORS:
         return dd.read_parquet(place, columns=columns.wanted, index=False)
-    # Dask would guess from the first lines, where ratings may all be whole numbers.
-    numbers = {n: "float64" for n in (columns.value, columns.weight) if n is not None}
-    options: dict[str, Any] = {
-        "sep": SEPARATORS[suffix],
-        "usecols": columns.wanted,
-        "dtype": numbers,
-    }
-    if not place.lower().endswith(suffix):
-        options["blocksize"] = None  # a compressed file can't be read from amid it
-    return dd.read_csv(place, **options)
+    text = [name for name in (columns.row, columns.column) if name is not None]
+    numbers = [name for name in columns.wanted if name not in text]
+    compressed = not place.lower().endswith(suffix)
+    return read_parts(place, SEPARATORS[suffix], text, numbers, compressed)
 
 
-def _read_wide(place: str, columns: Columns) -> Frame:
-    import pandas as pd
-
+def _read_wide(place: str, index: str | None) -> Table | Frame:
     suffix = suffix_of(place)
-    if suffix in SEPARATORS:
-        frame = pd.read_csv(place, sep=SEPARATORS[suffix])
-    else:
-        frame = pd.read_parquet(place)
-    if columns.index is None:
-        return frame
-    if columns.index not in frame.columns:
-        found = ", ".join(map(repr, frame.columns[:10]))
-        msg = f"there is no column {columns.index!r}; the table has {found}"
-        raise ValueError(msg)
-    return frame.set_index(columns.index)
+    if suffix not in SEPARATORS:
+        return open_wide(place, index)
+    with read_as(place, "CSV"):
+        text = [] if index is None else [index]
+        frame = read_whole(place, SEPARATORS[suffix], text)
+    frame = labelled(frame, index, place)
+    if index is not None:
+        frame = frame.set_axis(whole_numbers(frame.index), axis=0)
+    return frame
 
 
-def _check_numbers(frame: Frame, place: str) -> None:
-    """Refuse columns of words: one of them may be meant for the labels."""
-    for j, name in enumerate(frame.columns):
-        found = not_numbers(frame.iloc[:, j])
-        if found is not None:
-            msg = (
-                f"column {name!r} of {place} holds {found}, not numbers; if it labels "
-                f"the rows, name it with --index {name}, else leave it out of the table"
-            )
-            raise ValueError(msg)
-
-
-def write_table(frame: Frame, path: str, suffix: str) -> None:
-    """Write a data frame in the format of a suffix; its index if it has one."""
+def write_table(table: Table | Frame, path: str, suffix: str) -> None:
+    """Write a matrix in the format of a suffix, in parts; its index if it has one."""
     import pandas as pd
 
-    own = frame.index.name is not None or not isinstance(frame.index, pd.RangeIndex)
-    if suffix in SEPARATORS:
-        frame.to_csv(path, sep=SEPARATORS[suffix], index=own)
-    else:
-        frame.to_parquet(path, index=own)
+    index = table.labels.rows if isinstance(table, Table) else table.index
+    own = index.name is not None or not isinstance(index, pd.RangeIndex)
+    if suffix not in SEPARATORS:
+        write_wide(table, path, own)
+        return
+    parts: Iterable[Frame] = parts_of(table)
+    for k, part in enumerate(parts):
+        mode = "a" if k else "w"
+        part.to_csv(path, sep=SEPARATORS[suffix], index=own, mode=mode, header=k == 0)
