@@ -30,6 +30,7 @@ bench-full: bench
 	$(MEASURE) benchmarks.engine --large
 	$(MEASURE) benchmarks.model
 	$(MEASURE) benchmarks.growth
+	$(MEASURE) benchmarks.plan
 	$(MEASURE) benchmarks.scaling
 	$(MEASURE) benchmarks.imputation
 	$(MEASURE) benchmarks.peers.compare

@@ -296,6 +296,7 @@ def impute(
 )
 @cluster_options
 @table_options
+@variable_option
 def plan(
     input: str,
     rank: int,
@@ -305,6 +306,7 @@ def plan(
     scheduler: str | None,
     workers: int | None,
     duplicates: str,
+    variable: str | None,
     **columns: str | None,
 ) -> None:
     """Say how INPUT would be factorized, and what a round would take.
@@ -320,7 +322,7 @@ def plan(
         _where(scheduler, workers, lambda: None),
     ):
         found = dmf.plan(
-            open_matrix(input, Columns(**columns), duplicates),
+            open_matrix(input, Columns(**columns), duplicates, variable),
             rank,
             mask=_open_mask(mask, columns["index"]),
             restarts=restarts,

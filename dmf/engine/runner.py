@@ -212,7 +212,7 @@ def limited(machine: Machine, memory: float | str | None) -> Machine:
     if memory is None:
         return machine
     try:
-        given = float(parse_bytes(memory))
+        given = float(parse_bytes(memory)) if memory else 0.0
     except (ValueError, TypeError, AttributeError):
         given = 0.0
     if not given > 0:
