@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import click
@@ -21,16 +19,9 @@ from dmf._options import (
     overwrite_option,
     table_options,
 )
-from dmf.engine.runner import ClusterError
+from dmf._shell import INTERRUPTED, reported
 from dmf.offsets import COLUMNS
 from dmf.solvers import Solver
-
-# What bad input and the outside world raise, and extras that aren't installed: their
-# messages are for the user's eyes. Anything else is a bug of ours, and shows its
-# traceback.
-EXPECTED = (ValueError, TypeError, OSError, ImportError, ClusterError)
-# What a shell reports for a process that Ctrl-C has ended.
-INTERRUPTED = 130
 
 SOLVERS: dict[str, Solver] = {
     "plane": dmf.NormalizedGradient(),
@@ -171,7 +162,7 @@ def factorize(
         msg = "--ridge-by-count and --ridge-plain need --ridge"
         raise click.UsageError(msg)
     with (
-        _reported("interrupted before the model was saved"),
+        reported("interrupted before the model was saved"),
         _where(scheduler, workers, lambda: model.check_writable(output, overwrite)),
     ):
         X = open_matrix(input, Columns(**columns), duplicates)
@@ -266,7 +257,7 @@ def impute(
     from dmf.io.tables import Columns
 
     with (
-        _reported(f"interrupted; {output} was not written"),
+        reported(f"interrupted; {output} was not written"),
         _where(scheduler, workers, lambda: check_writable(output, overwrite)),
     ):
         X = open_matrix(input, Columns(**columns), duplicates)
@@ -296,34 +287,10 @@ def demo(output: str) -> None:
 
     Needs matplotlib: pip install 'dmf[plot]'.
     """
-    with _reported("interrupted; no picture was drawn"):
+    with reported("interrupted; no picture was drawn"):
         from dmf.demo import run_demo
 
         run_demo(Path(output))
-
-
-@contextmanager
-def _reported(interrupted: str) -> Iterator[None]:
-    """Turn what is expected to go wrong into one line on standard error."""
-    # Batch systems and timers send this one before they kill.
-    before = signal.signal(signal.SIGTERM, _as_interrupt)
-    try:
-        yield
-    except EXPECTED as error:
-        raise click.ClickException(" ".join(str(error).split())) from error
-    except KeyboardInterrupt:
-        click.echo(f"\n{interrupted}", err=True)
-        raise SystemExit(INTERRUPTED) from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _as_interrupt(number: int, frame: FrameType | None) -> None:
-    """Treat a signal as Ctrl-C, also where that one is ignored."""
-    handler = signal.getsignal(signal.SIGINT)
-    if callable(handler):
-        handler(signal.SIGINT, frame)
-    raise KeyboardInterrupt
 
 
 @contextmanager

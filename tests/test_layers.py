@@ -93,6 +93,7 @@ TOP = (
     "dmf._options",
     "dmf._predict",
     "dmf._settings",
+    "dmf._shell",
     "dmf._split",
     "dmf._sweep",
     "dmf.cli",
