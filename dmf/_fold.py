@@ -129,17 +129,8 @@ def start_from(
             "no start"
         )
         raise ValueError(msg)
-    if fit.shape[0] > X.shape[0] or fit.shape[1] > X.shape[1]:
-        msg = (
-            f"start is of a matrix of shape {fit.shape}, but X has shape "
-            f"{tuple(X.shape)}; X may only have grown by rows and columns at its ends"
-        )
-        raise ValueError(msg)
     check_continues(labels, fit.labels, "X")
-    # The factors of new rows and columns must not see what is held out either.
-    X = without_held_out(X, settings.validation)
-    for axis in (1, 0):
-        fit = _grown(fit, X, mask, axis, settings.client)
+    fit = grown(fit, X, mask, settings.validation, settings.client)
     offsets = settings.offsets
     kept = carrier(offsets)
     levels = [0.0, 0.0]
@@ -150,6 +141,42 @@ def start_from(
         for axis in (0, 1)
     ]
     return GivenStart((factors[0], factors[1]), (levels[0], levels[1]))
+
+
+def grown(
+    fit: Factorization,
+    X: Array,
+    mask: Array | None = None,
+    validation: Any = None,
+    client: Client | None = None,
+) -> Factorization:
+    """Return the model of a matrix that has grown by rows and columns at its ends.
+
+    What is new is folded in; what was there stays as it is.
+
+    Parameters
+    ----------
+    fit : Factorization
+    X, mask : arrays, shape (m, n)
+    validation : Share, array or None
+        As `dmf.observed.observe` takes it: new factors don't see what is held out.
+    client : distributed.Client, optional
+
+    Raises
+    ------
+    ValueError
+        X has fewer rows or columns.
+    """
+    if fit.shape[0] > X.shape[0] or fit.shape[1] > X.shape[1]:
+        msg = (
+            f"start is of a matrix of shape {fit.shape}, but X has shape "
+            f"{tuple(X.shape)}; X may only have grown by rows and columns at its ends"
+        )
+        raise ValueError(msg)
+    X = without_held_out(X, validation)
+    for axis in (1, 0):
+        fit = _grown(fit, X, mask, axis, client)
+    return fit
 
 
 def _grown(

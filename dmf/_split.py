@@ -94,6 +94,11 @@ def without_held_out(X: Array, validation: Any) -> Array:
     return blank(X, validation)
 
 
+def held_out_of(X: Array, share: Share) -> Array:
+    """Return X with nothing but what is held out; a mask of X still fits it."""
+    return _part(X, share, held_out=True, same_pattern=True)
+
+
 def _part(X: Array, share: Share, held_out: bool, same_pattern: bool = False) -> Array:
     if is_dask(X):
         return split_lazily(X, share, held_out, same_pattern)
