@@ -12,7 +12,9 @@ from typing import Any
 import click
 
 import dmf
+from dmf._job_commands import init, run
 from dmf._options import (
+    SOLVERS,
     checkpoint_options,
     cluster_options,
     mask_option,
@@ -21,13 +23,6 @@ from dmf._options import (
 )
 from dmf._shell import INTERRUPTED, reported
 from dmf.offsets import COLUMNS
-from dmf.solvers import Solver
-
-SOLVERS: dict[str, Solver] = {
-    "plane": dmf.NormalizedGradient(),
-    "exact": dmf.NormalizedGradient("global", dmf.Exact()),
-    "als": dmf.AlternatingLeastSquares(),
-}
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -332,6 +327,9 @@ def _summary(X: Any, mask: str | None, fit: dmf.Factorization, output: str) -> s
     lines += [("status", f"{fit.status}"), ("model", output)]
     return "\n".join(f"{name:<10} {text}" for name, text in lines)
 
+
+main.add_command(run)
+main.add_command(init)
 
 if __name__ == "__main__":
     main()
