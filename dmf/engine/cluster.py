@@ -88,8 +88,9 @@ def slurm_cluster(**options: Any) -> Any:
     except ImportError as error:
         msg = "clusters on Slurm need dask-jobqueue: pip install 'dmf[slurm]'"
         raise ImportError(msg) from error
-    # No dashboard: nobody watches a scheduled job, and its port may be taken.
-    return SLURMCluster(scheduler_options={"dashboard": False}, **options)
+    # Nobody watches a scheduled job, and the usual port of a dashboard may be taken.
+    scheduler = {"dashboard": False, "dashboard_address": ":0"}
+    return SLURMCluster(scheduler_options=scheduler, **options)
 
 
 @contextmanager

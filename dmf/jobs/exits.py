@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+from dmf.jobs.secrets import without_secrets
+
 
 class Exit(IntEnum):
     """The exit codes of `dmf run`."""
@@ -37,8 +39,8 @@ MEANINGS = {
 
 
 class JobError(Exception):
-    """What ends a run, in one sentence, with its exit code."""
+    """What ends a run, in one sentence without credentials, with its exit code."""
 
     def __init__(self, code: Exit, message: str) -> None:
-        super().__init__(message)
+        super().__init__(without_secrets(message))
         self.code = code

@@ -15,10 +15,12 @@ from dmf._options import SOLVERS
 from dmf._split import held_out_of
 from dmf.containers import unwrap_pair
 from dmf.engine.checkpoint import DamagedError
+from dmf.history import History
 from dmf.holdout import Share
 from dmf.io.checkpoints import CheckpointStore
 from dmf.jobs.align import Aligned
 from dmf.jobs.config import Job, PenaltySection
+from dmf.status import Status
 
 Array = Any
 
@@ -82,7 +84,13 @@ def folded_in(job: Job, found: Aligned) -> Found:
     share = None
     if job.model.validation is not None:
         share = Share(job.model.validation, job.model.seed)
-    fit = replace(grown(found.last, X, mask, share), labels=labels)
+    fit = replace(
+        grown(found.last, X, mask, share),
+        labels=labels,
+        history=History([]),
+        status=Status("folded_in", 0),
+        certificate=None,
+    )
     if share is None:
         return Found(fit, math.nan, math.nan)
     score = fit.score(held_out_of(X, share), mask)

@@ -130,7 +130,12 @@ def _under_lock(run: Run) -> str:
             return str(todo)
         with stage(record, "check", Exit.BAD_CONFIGURATION):
             _check_outputs(job)
-        return _do(run, todo)
+        try:
+            return _do(run, todo)
+        finally:
+            # What a journal speaks of is still to be moved.
+            if not os.path.exists(run.paths.journal):
+                remove_left_overs(list(job.output.places.values()))
 
 
 def _do(run: Run, todo: ToDo) -> str:

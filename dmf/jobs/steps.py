@@ -100,10 +100,11 @@ def found_model(
     status = found.fit.status
     log("fitted", status=str(status), rounds=len(record.rounds), rmse=found.rmse)
     if status.code == "interrupted":
-        raise JobError(
-            Exit.INTERRUPTED,
-            f"interrupted after round {status.round}; the next run goes on from there",
+        msg = (
+            f"interrupted after round {status.round}; the next run goes on from its "
+            "checkpoint"
         )
+        raise JobError(Exit.INTERRUPTED, msg)
     strict = job.job.strict and status.code == "max_rounds"
     if strict or status.code == "diverged":
         raise JobError(Exit.NOT_CONVERGED, f"not published: {status}")
@@ -175,14 +176,14 @@ def written(
             cells = impute(X, found.fit, mask) if name == "matrix" else imputed(X, mask)
             cells = cells if aligned is None else aligned.as_read(cells)
             write_matrix(cells, staged, overwrite=True)
-            _name_run(staged, run.record.id)
+            name_run(staged, run.record.id)
         linked = link_unchanged(staged, place) if staged != place else 0
         log("written", output=name, place=place, unchanged_files=linked)
         moves.append(Move.of(staged, place))
     return moves
 
 
-def _name_run(place: str, run: str) -> None:
+def name_run(place: str, run: str) -> None:
     """Write the run's id beside the data, for readers to see that it stays the same.
 
     Whoever reads many chunks, one after the other, may get some of the next version.
