@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dmf._split import without_held_out
+from dmf._split import part_at, part_without_held_out
 from dmf.containers import (
     check_continues,
     check_same_labels,
@@ -173,14 +173,18 @@ def grown(
             f"{tuple(X.shape)}; X may only have grown by rows and columns at its ends"
         )
         raise ValueError(msg)
-    X = without_held_out(X, validation)
     for axis in (1, 0):
-        fit = _grown(fit, X, mask, axis, client)
+        fit = _grown(fit, X, mask, validation, axis, client)
     return fit
 
 
 def _grown(
-    fit: Factorization, X: Array, mask: Array | None, axis: int, client: Client | None
+    fit: Factorization,
+    X: Array,
+    mask: Array | None,
+    validation: Any,
+    axis: int,
+    client: Client | None,
 ) -> Factorization:
     """Return a fit with factors for the rows (or columns) that X has grown by."""
     length = fit.shape[axis]
@@ -189,7 +193,8 @@ def _grown(
     # Columns come first, against the rows that the fit knows; then rows see them all.
     cut = (slice(None, fit.shape[0]), slice(length, None))
     cut = cut if axis == 1 else (slice(length, None), slice(None))
-    part, own_mask = _part(X, cut), None if mask is None else _part(mask, cut)
+    part = part_without_held_out(X, validation, cut)
+    own_mask = None if mask is None else part_at(mask, cut)
     new = _folded(fit, part, own_mask, axis, client)
     joined: dict[str, Any] = {}
     name, offsets = (("W", "row_offsets"), ("H", "column_offsets"))[axis]
@@ -199,10 +204,6 @@ def _grown(
             [getattr(fit, offsets), getattr(new, offsets)], 0
         )
     return replace(fit, **joined)
-
-
-def _part(X: Array, cut: tuple[slice, slice]) -> Array:
-    return X.tocsr()[cut] if hasattr(X, "tocsr") else X[cut]
 
 
 def columns_of(

@@ -67,6 +67,16 @@ def canonical_csr(X: Any) -> Any:
     return result
 
 
+def count_observed(X: Array, mask: Array | None) -> int:
+    """Return how many entries of a matrix in memory are observed."""
+    values = canonical_csr(X).data if is_sparse(X) else X
+    observed = values == values  # not NaN, of whatever type
+    if mask is not None:
+        weights = canonical_csr(mask).data if is_sparse(mask) else mask
+        observed = observed & (weights > 0)
+    return int(observed.sum())
+
+
 def check_weights(mask: Array) -> None:
     """Refuse weights that are negative, infinite or NaN, or too large for float32.
 

@@ -588,7 +588,7 @@ def test_every_run_leaves_a_record(job: Path, tmp_path: Path) -> None:
     assert done.output["matrix"] == str(tmp_path / "filled.npy")
     assert done.measured["peak_bytes"] > 1e6
     names = [name for name, _ in done.stages]
-    assert names[-3:] == ["measure", "write", "publish"]
+    assert names[-3:] == ["compare", "write", "publish"]
     assert sum(seconds for _, seconds in done.stages) <= done.seconds + 0.01
     run_job(job, *keep)
     assert len(os.listdir(tmp_path / "runs")) == 3

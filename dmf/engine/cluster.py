@@ -14,7 +14,7 @@ IDLE_SECONDS = 600
 
 @contextmanager
 def connected(scheduler: str) -> Iterator[None]:
-    """Connect to a scheduler by its address; the client is Dask's default meanwhile.
+    """Connect to a scheduler by its address; Dask uses the client meanwhile.
 
     Raises
     ------
@@ -24,14 +24,15 @@ def connected(scheduler: str) -> Iterator[None]:
     from distributed import Client
 
     try:
-        client = Client(scheduler, timeout=CONNECT_SECONDS)
+        # One that fails to connect would stay the default.
+        client = Client(scheduler, timeout=CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError) as error:
         msg = (
             f"can't connect to a Dask scheduler at {scheduler} ({error}); check the "
             "address, and that the scheduler runs"
         )
         raise ConnectionError(msg) from error
-    with _abandoned_tasks_unlogged(), client:
+    with _abandoned_tasks_unlogged(), client, client.as_current():
         yield
 
 

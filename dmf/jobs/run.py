@@ -39,10 +39,10 @@ from dmf.jobs.steps import (
     Run,
     aligned_with_last,
     clear_checkpoint,
+    compare,
+    count,
     found_model,
-    guard,
     manifest_of,
-    measure,
     opened,
     written,
 )
@@ -149,13 +149,13 @@ def _do(run: Run, todo: ToDo) -> str:
             X, mask = opened(run)
             mode, aligned = aligned_with_last(run, todo.action, X, mask)
             X, mask = (X, mask) if aligned is None else (aligned.X, aligned.mask)
+            count(run, X, mask)
             tell_plan(job, record, X)
         with stage(record, "fit", Exit.BAD_INPUT):
             found = found_model(run, mode, X, mask, aligned)
-        with stage(record, "measure", Exit.BAD_INPUT):
-            measure(run, X, mask, found)
+        with stage(record, "compare", Exit.BAD_INPUT):
+            compare(run, found)
             tell_findings(job, record, X, mask, found)
-            guard(run, found)
         with stage(record, "write", Exit.UNEXPECTED):
             moves = written(run, mode, X, mask, found, aligned)
     with stage(record, "publish", Exit.UNEXPECTED):

@@ -42,10 +42,10 @@ class Run:
 
 def opened(run: Run) -> tuple[Any, Any]:
     from dmf.containers import unwrap_pair
-    from dmf.engine.kinds import block_kind
+    from dmf.engine.kinds import block_kind, check_kinds
     from dmf.io.matrices import check_output, open_matrix
     from dmf.io.tables import SUFFIXES, Columns, suffix_of
-    from dmf.validation import check_matrix
+    from dmf.validation import check_mask, check_matrix
 
     settings, output = run.job.input, run.job.output
     X = open_matrix(settings.path, settings.columns, settings.duplicates)
@@ -56,7 +56,10 @@ def opened(run: Run) -> tuple[Any, Any]:
         mask = open_matrix(settings.mask, columns)
     if output.matrix is not None:
         check_output(X, output.matrix)
-    array, _, _ = unwrap_pair(X, mask)
+    array, plain_mask, _ = unwrap_pair(X, mask)
+    if plain_mask is not None:
+        check_mask(array, plain_mask)
+        check_kinds(array, plain_mask)
     run.record.input |= {
         "shape": list(check_matrix("X", array)),
         "dtype": str(array.dtype),
@@ -116,43 +119,47 @@ def _log_round(record: Any) -> None:
     log("round", logging.DEBUG, round=record.round, start=record.candidate, **told)
 
 
-def measure(run: Run, X: Any, mask: Any, found: Found) -> None:
-    """Record how much was observed, and how well the model does."""
+def count(run: Run, X: Any, mask: Any) -> None:
+    """Record how much is observed; refuse what is mostly missing."""
+    from dmf.containers import unwrap_pair
+    from dmf.engine.arrays import observed_entries
+
+    X, mask, _ = unwrap_pair(X, mask)
     m, n = run.record.input["shape"]
-    entries = found.fit.score(X, mask).entries
-    run.record.input |= {"observed": entries, "missing": 1 - entries / (m * n)}
-    told = {"rmse": found.rmse, "mae": found.mae, "last_rmse": _last_rmse(run)}
+    entries = observed_entries(X, mask)
+    missing, most = 1 - entries / (m * n), run.job.guards.missing
+    run.record.input |= {"observed": entries, "missing": missing}
+    if missing > most:
+        msg = (
+            f"not published: {missing:.2%} of the cells are missing, more than "
+            f"guards.missing={most:g}; check the input, or raise it"
+        )
+        raise JobError(Exit.REFUSED, msg)
+
+
+def compare(run: Run, found: Found) -> None:
+    """Record the errors; refuse to publish what is much worse than the last model."""
+    last, worst = _last_rmse(run), run.job.guards.worsened
+    told = {"rmse": found.rmse, "mae": found.mae, "last_rmse": last}
     run.record.validation = {
         name: value
         for name, value in told.items()
         if value is not None and not math.isnan(value)
     }
+    if not last or math.isnan(found.rmse):
+        return
+    worsened = found.rmse / last - 1
+    if worsened > worst:
+        msg = (
+            f"not published: the RMSE on held-out entries is {found.rmse:.6g}, "
+            f"{worsened:.1%} above the last run's {last:.6g} and more than "
+            f"guards.worsened={worst:g} allows; check the input, or raise it"
+        )
+        raise JobError(Exit.REFUSED, msg)
 
 
 def _last_rmse(run: Run) -> float | None:
     return run.last.result.get("rmse") if run.last else None
-
-
-def guard(run: Run, found: Found) -> None:
-    """Refuse to publish what is much worse than before, or mostly made up."""
-    guards, missing = run.job.guards, run.record.input["missing"]
-    if missing > guards.missing:
-        msg = (
-            f"not published: {missing:.2%} of the cells are missing, more than "
-            f"guards.missing={guards.missing:g}; check the input, or raise it"
-        )
-        raise JobError(Exit.REFUSED, msg)
-    last = _last_rmse(run)
-    if last is None or math.isnan(found.rmse) or not last:
-        return
-    worsened = found.rmse / last - 1
-    if worsened > guards.worsened:
-        msg = (
-            f"not published: the RMSE on held-out entries is {found.rmse:.6g}, "
-            f"{worsened:.1%} above the last run's {last:.6g} and more than "
-            f"guards.worsened={guards.worsened:g} allows; check the input, or raise it"
-        )
-        raise JobError(Exit.REFUSED, msg)
 
 
 def written(
