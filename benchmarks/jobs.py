@@ -29,6 +29,8 @@ path = "X.npz"
 rank = {RANK}
 offsets = "both"
 validation = 0.05
+[solver]
+tol = 1e-5
 [output]
 model = "model.zarr"
 [guards]

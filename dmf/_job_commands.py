@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from dmf.jobs.exits import MEANINGS, JobError
 
 if TYPE_CHECKING:
     from dmf.jobs.config import Job
+    from dmf.jobs.record import RunRecord
 
 EXIT_CODES = "; ".join(f"{code.value}: {text}" for code, text in MEANINGS.items())
 
@@ -42,10 +44,8 @@ def run(file: Path, given: tuple[str, ...], dry_run: bool) -> None:
     Ctrl-C and SIGTERM save a checkpoint first; the next run goes on from it, also after
     a run that was killed.
     """
-    from dmf.jobs.problems import read_job
-    from dmf.jobs.run import run_job
-
     with reported("interrupted"):
+        read_job, run_job = _functions()
         try:
             job = read_job(file, os.environ, given)
             if dry_run:
@@ -59,6 +59,16 @@ def run(file: Path, given: tuple[str, ...], dry_run: bool) -> None:
         raise SystemExit(record.code)
 
 
+def _functions() -> tuple[Callable[..., Job], Callable[..., RunRecord]]:
+    try:
+        from dmf.jobs.problems import read_job
+        from dmf.jobs.run import run_job
+    except ModuleNotFoundError as error:
+        msg = f"jobs need {error.name}: pip install 'dmf[jobs]'"
+        raise ImportError(msg) from error
+    return read_job, run_job
+
+
 def _fail(error: JobError) -> None:
     """Show a line for each problem."""
     for line in str(error).splitlines():
@@ -67,11 +77,14 @@ def _fail(error: JobError) -> None:
 
 
 def _described(job: Job) -> str:
-    """Return the settings of a job, and what it would do."""
+    """Return the settings of a job, what it would do, and what that would take."""
     import json
 
-    from dmf.jobs.run import look
+    from dmf.jobs.run import look, plan_of
     from dmf.jobs.secrets import without_secrets
+
+    todo = look(job)
+    plan = plan_of(job, todo)
 
     lines = []
     for section, settings in without_secrets(job.model_dump(mode="json")).items():
@@ -80,7 +93,7 @@ def _described(job: Job) -> str:
             f"{k} = {json.dumps(v)}" for k, v in settings.items() if v is not None
         ]
         lines.append("")
-    return "\n".join([*lines, str(look(job))])
+    return "\n".join([*lines, str(todo), *([plan] if plan else [])])
 
 
 @click.command(epilog="Example: dmf init job.toml")

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import warnings
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -509,6 +509,43 @@ def test_a_missing_library_is_one_sentence(
     assert told(result) == (
         "clusters on Slurm need dask-jobqueue: pip install 'dmf[slurm]'"
     )
+
+
+def test_a_log_that_cannot_be_written(job: Path, tmp_path: Path) -> None:
+    result = run_job(job, "--set", "log.file=no/run.log", code=2)
+    path = tmp_path / "no" / "run.log"
+    assert f"No such file or directory: '{path}'" in result.stderr
+
+
+def test_without_the_libraries_of_jobs(
+    job: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "dmf.jobs.problems")
+    monkeypatch.setitem(sys.modules, "pydantic", None)
+    result = run_job(job, code=1)
+    assert result.stderr == "Error: jobs need pydantic: pip install 'dmf[jobs]'\n"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `dmf.plan` returns, as far as jobs look at it."""
+
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"a round takes {self.seconds} s"
+
+
+def test_plans_are_shown_and_recorded(
+    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dmf, "plan", lambda X, rank: Plan(rank / 2), raising=False)
+    shown = run_job(job, "--dry-run").stdout
+    assert shown.endswith("no manifest of a former run\na round takes 1.5 s\n")
+    run_job(job, "--set", "report.folder=runs")
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert RunRecord.read(folder).plan == {"seconds": 1.5}
+    assert "nothing to do" in run_job(job, "--dry-run").stdout.splitlines()[-1]
 
 
 # ------------------------------------------------------------------------------- guards

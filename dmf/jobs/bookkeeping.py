@@ -8,7 +8,6 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,11 +53,10 @@ def versions() -> dict[str, str]:
     return found | {name: metadata.version(name) for name in LIBRARIES}
 
 
-def tell_plan(job: Job, record: RunRecord, X: Any) -> None:
-    """Record what the fit is predicted to take."""
+def planned(job: Job, X: Any) -> Any:
+    """Return the plan of a fit, as a dataclass; None if dmf can't plan."""
     plan = getattr(import_module("dmf"), "plan", None)
-    if plan is not None:
-        record.plan = asdict(plan(X, job.model.rank))
+    return None if plan is None else plan(X, job.model.rank)
 
 
 def tell_findings(job: Job, record: RunRecord, X: Any, mask: Any, found: Found) -> None:

@@ -8,15 +8,16 @@ import secrets
 import time
 import traceback
 from contextlib import ExitStack
+from dataclasses import asdict
 from datetime import UTC, datetime
 
 from dmf._shell import EXPECTED
 from dmf.io.places import check_folder, is_url
 from dmf.jobs.bookkeeping import (
+    planned,
     stage,
     tell_findings,
     tell_measured,
-    tell_plan,
     versions,
     write_reports,
 )
@@ -109,6 +110,14 @@ def look(job: Job) -> ToDo:
     return decide(job, _last(paths), _input(job))
 
 
+def plan_of(job: Job, todo: ToDo) -> str:
+    """Return what a fit would take, for people; nothing if there would be none."""
+    if todo.action not in ("full", "warm"):
+        return ""
+    with stage(RunRecord("", "", ""), "input", Exit.BAD_INPUT):
+        return str(planned(job, opened(job)[0]) or "")
+
+
 def _under_lock(run: Run) -> str:
     job, record = run.job, run.record
     with stage(record, "check", Exit.BAD_CONFIGURATION):
@@ -146,11 +155,11 @@ def _do(run: Run, todo: ToDo) -> str:
         with stage(record, "cluster", Exit.CLUSTER_LOST):
             stack.enter_context(started(job.cluster))
         with stage(record, "input", Exit.BAD_INPUT):
-            X, mask = opened(run)
+            X, mask = opened(job)
             mode, aligned = aligned_with_last(run, todo.action, X, mask)
             X, mask = (X, mask) if aligned is None else (aligned.X, aligned.mask)
             count(run, X, mask)
-            tell_plan(job, record, X)
+            record.plan = asdict(plan) if (plan := planned(job, X)) else {}
         with stage(record, "fit", Exit.BAD_INPUT):
             found = found_model(run, mode, X, mask, aligned)
         with stage(record, "compare", Exit.BAD_INPUT):

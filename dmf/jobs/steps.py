@@ -40,14 +40,15 @@ class Run:
     versions: dict[str, str | None] = field(default_factory=dict)
 
 
-def opened(run: Run) -> tuple[Any, Any]:
+def opened(job: Job) -> tuple[Any, Any]:
+    """Open the input and its mask, and check that they fit."""
     from dmf.containers import unwrap_pair
-    from dmf.engine.kinds import block_kind, check_kinds
+    from dmf.engine.kinds import check_kinds
     from dmf.io.matrices import check_output, open_matrix
     from dmf.io.tables import SUFFIXES, Columns, suffix_of
     from dmf.validation import check_mask, check_matrix
 
-    settings, output = run.job.input, run.job.output
+    settings, output = job.input, job.output
     X = open_matrix(settings.path, settings.columns, settings.duplicates)
     mask = None
     if settings.mask is not None:
@@ -57,14 +58,10 @@ def opened(run: Run) -> tuple[Any, Any]:
     if output.matrix is not None:
         check_output(X, output.matrix)
     array, plain_mask, _ = unwrap_pair(X, mask)
+    check_matrix("X", array)
     if plain_mask is not None:
         check_mask(array, plain_mask)
         check_kinds(array, plain_mask)
-    run.record.input |= {
-        "shape": list(check_matrix("X", array)),
-        "dtype": str(array.dtype),
-        "kind": block_kind(array),
-    }
     return X, mask
 
 
@@ -120,15 +117,22 @@ def _log_round(record: Any) -> None:
 
 
 def count(run: Run, X: Any, mask: Any) -> None:
-    """Record how much is observed; refuse what is mostly missing."""
+    """Record what X is, and how much of it is observed; refuse one of gaps."""
     from dmf.containers import unwrap_pair
     from dmf.engine.arrays import observed_entries
+    from dmf.engine.kinds import block_kind
 
     X, mask, _ = unwrap_pair(X, mask)
-    m, n = run.record.input["shape"]
+    m, n = map(int, X.shape)
     entries = observed_entries(X, mask)
     missing, most = 1 - entries / (m * n), run.job.guards.missing
-    run.record.input |= {"observed": entries, "missing": missing}
+    run.record.input |= {
+        "shape": [m, n],
+        "dtype": str(X.dtype),
+        "kind": block_kind(X),
+        "observed": entries,
+        "missing": missing,
+    }
     if missing > most:
         msg = (
             f"not published: {missing:.2%} of the cells are missing, more than "
@@ -198,7 +202,7 @@ def name_run(place: str, run: str) -> None:
     if place.endswith(".zarr") and not is_url(place):
         import zarr
 
-        zarr.open_array(place, mode="r+").update_attributes({"dmf_run": run})
+        zarr.open(place, mode="r+").update_attributes({"dmf_run": run})
 
 
 def manifest_of(run: Run, mode: str, found: Found, moves: list[Move]) -> Manifest:
