@@ -21,7 +21,7 @@ import scipy.sparse as sp
 
 from benchmarks.common import power_law, print_machine
 
-ROWS, COLUMNS, STORED, RANK, GROWTH = 60_000, 4000, 6_000_000, 32, 0.01
+ROWS, COLUMNS, STORED, RANK, GROWTH = 200_000, 5000, 22_000_000, 32, 0.01
 JOB = f"""
 [input]
 path = "X.npz"
@@ -29,8 +29,6 @@ path = "X.npz"
 rank = {RANK}
 offsets = "both"
 validation = 0.05
-[solver]
-tol = 1e-5
 [output]
 model = "model.zarr"
 [guards]

@@ -17,17 +17,24 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 import zarr
+from hypothesis import given
+from hypothesis import strategies as st
 
 import dmf
+from dmf.engine.arrays import number_observed
 from dmf.io.matrices import open_matrix
 from dmf.io.versions import version_of
+from dmf.jobs.align import OtherMatrixError, align
 from dmf.jobs.exits import Exit
 from dmf.jobs.manifest import Manifest, decide, input_versions
 from dmf.jobs.problems import read_job
 from dmf.jobs.record import RunRecord
+from dmf.labels import Labels
 from tests.jobs import PROBLEM, job_file, manifest_in, run_job, told, write_rows
-from tests.problems import low_rank
+from tests.problems import FORMS as FORMS_OF_X
+from tests.problems import form_of, low_rank, mask_for
 
+FIT = dmf.factorize(np.eye(3), 2, max_rounds=1)
 HEAVY = ("numba", "pandas", "distributed", "matplotlib", "zarr")
 
 
@@ -330,6 +337,35 @@ def test_rows_of_a_table_are_found_by_their_labels(mode: str, tmp_path: Path) ->
         assert not free or cell == pytest.approx(value)
 
 
+@given(st.permutations(range(12)), st.permutations(range(8)), st.data())
+def test_alignment(rows: list[int], columns: list[int], data: st.DataObject) -> None:
+    """Whatever the order: cells and factors are found by their labels."""
+    kept_rows = data.draw(st.integers(1, 12)), data.draw(st.integers(1, 8))
+    frame = table(rows[: kept_rows[0]]).iloc[:, columns[: kept_rows[1]]]
+    names = [f"r{i}" for i in range(9)], [f"c{j}" for j in range(6)]
+    labels = Labels(pd.Index(names[0]), pd.Index(names[1]), {})
+    rng = np.random.default_rng(0)
+    W, H = rng.random((9, 2)), rng.random((2, 6))
+    last = replace(FIT, W=W, H=H, labels=labels, row_offsets=W[:, 0])
+    shared = [set(names[0]) & set(frame.index), set(names[1]) & set(frame.columns)]
+    if not all(shared):
+        with pytest.raises(OtherMatrixError, match="it has no row, or no column, that"):
+            align(frame, None, last)
+        return
+    found = align(frame, frame.notna(), last)
+    assert found.last.labels is not None
+    pd.testing.assert_frame_equal(found.X, frame.loc[found.X.index, found.X.columns])
+    np.testing.assert_array_equal(found.mask, found.X.notna())
+    pd.testing.assert_frame_equal(found.as_read(found.X), frame)
+    m, n = found.last.shape
+    assert found.X.index[:m].tolist() == found.last.labels.rows.tolist()
+    assert found.X.columns[:n].tolist() == found.last.labels.columns.tolist()
+    assert (m, n) == (len(shared[0]), len(shared[1]))
+    at = [names[0].index(name) for name in found.X.index[:m]]
+    np.testing.assert_array_equal(found.last.W, W[at])
+    np.testing.assert_array_equal(found.last.row_offsets, W[at, 0])
+
+
 def test_triplets_stay_where_they_were(tmp_path: Path) -> None:
     """A line that is put first makes no other order of rows."""
     long = table(list(range(60))).stack().dropna().reset_index()
@@ -451,7 +487,7 @@ def test_outputs_are_checked_before_anything_is_read(
     result = run_job(job, "--set", "output.matrix=no/f.npy", code=2)
     assert told(result) == f"there is no folder {tmp_path / 'no'}; create it first"
     result = run_job(job, "--set", "output.matrix=f.txt", code=2)
-    assert "f.txt; its name must end in .zarr or" in told(result)
+    assert "f.txt; its name must end in " in told(result)
     (tmp_path / "filled.npy").mkdir()
     result = run_job(job, code=2)
     assert "filled.npy exists and isn't a file, so that it won't be" in told(result)
@@ -549,6 +585,18 @@ def test_plans_are_shown_and_recorded(
 
 
 # ------------------------------------------------------------------------------- guards
+
+
+@pytest.mark.parametrize("form", FORMS_OF_X)
+@pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
+def test_what_is_observed_is_counted(form: str, masked: bool) -> None:
+    problem = low_rank()
+    X, mask, expected = form_of(problem, form), None, problem.mask
+    if masked:
+        weights = np.where(problem.truth > 0, problem.weights, 0.0)
+        mask = mask_for(weights, problem.mask, form)
+        expected = expected & (weights > 0)
+    assert number_observed(X, mask) == np.count_nonzero(expected)
 
 
 def test_a_model_that_has_worsened_is_refused(job: Path, tmp_path: Path) -> None:
@@ -667,6 +715,20 @@ def test_a_model_behind_a_url(tmp_path: Path) -> None:
         np.load(tmp_path / "filled.npy"), dmf.impute(np.load(tmp_path / "X.npy"), fit)
     )
     assert told(run_job(path)).startswith("nothing to do")
+
+
+def test_on_so_many_threads(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dmf.engine.runner import Threads
+
+    factorize, found = dmf.factorize, []
+
+    def noted(*arguments: Any, **options: Any) -> Any:
+        found.append(Threads().machine().threads)
+        return factorize(*arguments, **options)
+
+    monkeypatch.setattr(dmf, "factorize", noted)
+    run_job(job, "--set", "cluster.kind=threads", "--set", "cluster.threads=3")
+    assert found == [3]
 
 
 @pytest.mark.slow

@@ -123,7 +123,7 @@ def fill_lazily(X: Array, mask: Array | None, W: Array, H: Array) -> Array:
     )
 
 
-def observed_entries(X: Array, mask: Array | None) -> int:
+def number_observed(X: Array, mask: Array | None) -> int:
     """Return how many entries of a matrix are observed; chunks are read in tasks."""
     if not is_dask(X):
         return count_observed(X, in_memory(mask))

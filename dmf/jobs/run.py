@@ -137,7 +137,7 @@ def _under_lock(run: Run) -> str:
         }
         if todo.action == "nothing":
             return str(todo)
-        with stage(record, "check", Exit.BAD_CONFIGURATION):
+        with stage(record, "outputs", Exit.BAD_CONFIGURATION):
             _check_outputs(job)
         try:
             return _do(run, todo)

@@ -119,12 +119,12 @@ def _log_round(record: Any) -> None:
 def count(run: Run, X: Any, mask: Any) -> None:
     """Record what X is, and how much of it is observed; refuse one of gaps."""
     from dmf.containers import unwrap_pair
-    from dmf.engine.arrays import observed_entries
+    from dmf.engine.arrays import number_observed
     from dmf.engine.kinds import block_kind
 
     X, mask, _ = unwrap_pair(X, mask)
     m, n = map(int, X.shape)
-    entries = observed_entries(X, mask)
+    entries = number_observed(X, mask)
     missing, most = 1 - entries / (m * n), run.job.guards.missing
     run.record.input |= {
         "shape": [m, n],
