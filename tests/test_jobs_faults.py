@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -304,6 +305,57 @@ def test_a_stopped_run_goes_on(by: int, tmp_path: Path) -> None:
     fit = dmf.load(tmp_path / "model.zarr")
     np.testing.assert_array_equal(fit.W, expected.W)
     assert len(fit.history) == 400
+
+
+@contextmanager
+def dask_process(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A scheduler or a worker of Dask, as its command starts it."""
+    command = [sys.executable, "-m", *arguments, "--no-dashboard"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_a_scheduler_that_dies_ends_the_run(tmp_path: Path) -> None:
+    X = write_rows(tmp_path)
+    path = job_file(tmp_path, model={"validation": None}, **LONG)
+    at_any_port = ("--host", "127.0.0.1", "--port", "0")
+    with dask_process("distributed.cli.dask_scheduler", *at_any_port) as scheduler:
+        assert scheduler.stderr is not None
+        (address,) = next(
+            found
+            for line in scheduler.stderr
+            if (found := re.findall(r"Scheduler at: +(tcp://\S+)", line))
+        )
+        options = ("--nthreads", "1", "--no-nanny", "--death-timeout", "5")
+        where = (
+            "--set",
+            "cluster.kind=scheduler",
+            "--set",
+            f"cluster.address={address}",
+        )
+        with dask_process("distributed.cli.dask_worker", address, *options):
+            process = start_run(path, *where)
+            assert process.stderr is not None
+            rounds = (line for line in process.stderr if '"event": "round"' in line)
+            for _ in range(40):
+                next(rounds)
+            scheduler.kill()
+            *_, last = process.stderr
+            assert process.wait(timeout=60) == Exit.CLUSTER_LOST
+            process.stderr.close()
+    told_last = json.loads(last)["event"]
+    assert told_last.startswith("the connection to the scheduler was lost (the client")
+    # What was saved on the cluster is gone on from without it.
+    assert CheckpointStore.at(tmp_path / "model.zarr.checkpoint").versions()
+    run_job(path)
+    expected = dmf.factorize(X, 3, tol=0, max_rounds=400)
+    fit = dmf.load(tmp_path / "model.zarr")
+    np.testing.assert_allclose(fit.W @ fit.H, expected.W @ expected.H, rtol=1e-8)
 
 
 KILLED = """

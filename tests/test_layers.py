@@ -90,6 +90,7 @@ TOP = (
     "dmf._factorize",
     "dmf._fold",
     "dmf._impute",
+    "dmf._job_commands",
     "dmf._options",
     "dmf._predict",
     "dmf._settings",

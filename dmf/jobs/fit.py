@@ -14,6 +14,7 @@ from dmf._fold import grown
 from dmf._options import SOLVERS
 from dmf._split import held_out_of
 from dmf.containers import unwrap_pair
+from dmf.engine.arrays import number_observed
 from dmf.engine.checkpoint import DamagedError
 from dmf.history import History
 from dmf.holdout import Share
@@ -93,7 +94,10 @@ def folded_in(job: Job, found: Aligned) -> Found:
     )
     if share is None:
         return Found(fit, math.nan, math.nan)
-    score = fit.score(held_out_of(X, share), mask)
+    held_out = held_out_of(X, share)
+    if not number_observed(held_out, mask):
+        return Found(fit, math.nan, math.nan)
+    score = fit.score(held_out, mask)
     return Found(fit, score.rmse, score.mae)
 
 

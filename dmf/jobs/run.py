@@ -123,11 +123,12 @@ def _under_lock(run: Run) -> str:
     with stage(record, "check", Exit.BAD_CONFIGURATION):
         _check_folders(job, run.paths)
     with locked(run.paths.lock, job.job.wait):
-        with stage(record, "decide", Exit.BAD_INPUT):
+        with stage(record, "recover", Exit.UNEXPECTED):
             other = finish_publication(run.paths)
             if other is not None:
                 log("finished what a killed run was about to publish", other=other)
             remove_left_overs(list(job.output.places.values()))
+        with stage(record, "decide", Exit.BAD_INPUT):
             run.last, run.versions = _last(run.paths), _input(job)
             todo = decide(job, run.last, run.versions)
         log("decided", action=todo.action, reason=todo.reason)
