@@ -472,6 +472,9 @@ def test_bad_input(job: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "filled.npy").exists()
     result = run_job(job, "--set", "model.rank=31", code=Exit.BAD_INPUT)
     assert told(result).startswith("rank must be at most min(m, n) = 30 for X of shape")
+    np.save(tmp_path / "X.npy", np.empty((0, 30)))
+    result = run_job(job, code=Exit.BAD_INPUT)
+    assert "(0, 30)" in told(result)
     (tmp_path / "X.npy").unlink()
     result = run_job(job, code=Exit.BAD_INPUT)
     assert told(result) == f"there is nothing at {tmp_path / 'X.npy'}; check the path"

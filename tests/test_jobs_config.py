@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import signal
 import tomllib
 from importlib.resources import files
 from pathlib import Path
@@ -386,8 +387,11 @@ def test_the_script_of_a_slurm_job() -> None:
         directives=["--exclusive"],
         prologue=["module load python"],
     )
+    before = signal.getsignal(signal.SIGINT)
     with slurm_cluster(interface="lo", **slurm_options(settings)) as cluster:
         script = cluster.job_script()
+    # The library would have Ctrl-C end the process, without a checkpoint.
+    assert signal.getsignal(signal.SIGINT) is before
     for line in (
         "#SBATCH -p long",
         "#SBATCH -A lab",

@@ -85,7 +85,9 @@ def on_slurm(jobs: int, timeout: float, **options: Any) -> Iterator[None]:
 def slurm_cluster(**options: Any) -> Any:
     """Return a `dask_jobqueue.SLURMCluster` without workers yet."""
     try:
-        from dask_jobqueue.slurm import SLURMCluster
+        # On import it makes Ctrl-C end the process at once, without a checkpoint.
+        with _interrupts_left_to_us():
+            from dask_jobqueue.slurm import SLURMCluster
     except ImportError as error:
         msg = "clusters on Slurm need dask-jobqueue: pip install 'dmf[slurm]'"
         raise ImportError(msg) from error

@@ -125,7 +125,8 @@ def count(run: Run, X: Any, mask: Any) -> None:
     X, mask, _ = unwrap_pair(X, mask)
     m, n = map(int, X.shape)
     entries = number_observed(X, mask)
-    missing, most = 1 - entries / (m * n), run.job.guards.missing
+    # Of an empty matrix nothing is missing: the fit will say what is wrong with it.
+    missing, most = 1 - entries / (m * n) if m * n else 0.0, run.job.guards.missing
     run.record.input |= {
         "shape": [m, n],
         "dtype": str(X.dtype),
