@@ -570,6 +570,7 @@ class Plan:
     """What `dmf.plan` returns, as far as jobs look at it."""
 
     seconds: float
+    bytes = 7
 
     def __str__(self) -> str:
         return f"a round takes {self.seconds} s"
@@ -578,12 +579,15 @@ class Plan:
 def test_plans_are_shown_and_recorded(
     job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dmf, "plan", lambda X, rank: Plan(rank / 2), raising=False)
+    def plan(X: Any, rank: int, *, restarts: int, **options: Any) -> Plan:
+        return Plan(rank / 2 + restarts)
+
+    monkeypatch.setattr(dmf, "plan", plan, raising=False)
     shown = run_job(job, "--dry-run").stdout
-    assert shown.endswith("no manifest of a former run\na round takes 1.5 s\n")
+    assert shown.endswith("no manifest of a former run\na round takes 2.5 s\n")
     run_job(job, "--set", "report.folder=runs")
     (folder,) = (tmp_path / "runs").iterdir()
-    assert RunRecord.read(folder).plan == {"seconds": 1.5}
+    assert RunRecord.read(folder).plan == {"seconds": 2.5, "bytes": 7}
     assert "nothing to do" in run_job(job, "--dry-run").stdout.splitlines()[-1]
 
 

@@ -53,10 +53,21 @@ def versions() -> dict[str, str]:
     return found | {name: metadata.version(name) for name in LIBRARIES}
 
 
-def planned(job: Job, X: Any) -> Any:
+def planned(job: Job, X: Any, mask: Any, calibrate: bool = False) -> Any:
     """Return the plan of a fit, as a dataclass; None if dmf can't plan."""
     plan = getattr(import_module("dmf"), "plan", None)
-    return None if plan is None else plan(X, job.model.rank)
+    if plan is None:
+        return None
+    return plan(
+        X,
+        job.model.rank,
+        mask=mask,
+        unobserved_weight=job.model.unobserved_weight,
+        validation=job.model.validation,
+        restarts=job.model.restarts,
+        # Measuring how fast this place is takes as long as a small fit.
+        calibrate=calibrate,
+    )
 
 
 def tell_findings(job: Job, record: RunRecord, X: Any, mask: Any, found: Found) -> None:

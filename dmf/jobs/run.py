@@ -115,7 +115,7 @@ def plan_of(job: Job, todo: ToDo) -> str:
     if todo.action not in ("full", "warm"):
         return ""
     with stage(RunRecord("", "", ""), "input", Exit.BAD_INPUT):
-        return str(planned(job, opened(job)[0]) or "")
+        return str(planned(job, *opened(job), calibrate=True) or "")
 
 
 def _under_lock(run: Run) -> str:
@@ -160,7 +160,8 @@ def _do(run: Run, todo: ToDo) -> str:
             mode, aligned = aligned_with_last(run, todo.action, X, mask)
             X, mask = (X, mask) if aligned is None else (aligned.X, aligned.mask)
             count(run, X, mask)
-            record.plan = asdict(plan) if (plan := planned(job, X)) else {}
+            plan = planned(job, X, mask)
+            record.plan = asdict(plan) | {"bytes": plan.bytes} if plan else {}
         with stage(record, "fit", Exit.BAD_INPUT):
             found = found_model(run, mode, X, mask, aligned)
         with stage(record, "compare", Exit.BAD_INPUT):
