@@ -217,13 +217,13 @@ def test_a_dry_run_does_nothing(job: Path, tmp_path: Path) -> None:
     before = sorted(os.listdir(tmp_path))
     shown = run_job(job, "--dry-run", "--set", "model.rank=2").stdout
     assert "rank = 2" in shown
-    assert shown.endswith("full run: there is no manifest of a former run\n")
+    assert "\nfull run: there is no manifest of a former run\n" in shown
     assert sorted(os.listdir(tmp_path)) == before
     run_job(job)
     assert "\nnothing to do: input and se" in run_job(job, "--dry-run").stdout
     write_rows(tmp_path, 101)
     shown = run_job(job, "--dry-run").stdout
-    assert shown.endswith("warm run: the input has changed\n")
+    assert "\nwarm run: the input has changed\n" in shown
 
 
 # ------------------------------------------------------------------------ warm, fold-in
