@@ -18,6 +18,10 @@ from dmf.validation import check_bool, check_integer
 EVERY = 20
 
 
+class OtherFitError(ValueError):
+    """A checkpoint is of other data or other settings."""
+
+
 @dataclass(frozen=True)
 class Keep:
     """Where checkpoints are kept, and how often: by rounds, or else by seconds."""
@@ -98,7 +102,7 @@ class Saved:
 
         Raises
         ------
-        ValueError
+        OtherFitError
             The checkpoint is of other data or other settings.
         """
         url = self.checkpoints.store.url
@@ -117,11 +121,11 @@ class Saved:
                     f"the checkpoint {url} is of a fit with {name}={before}, but this "
                     f"one has {value}; give the same settings, or name another place"
                 )
-                raise ValueError(msg)
+                raise OtherFitError(msg)
         if then["data"] != data:
             msg = (
                 f"the checkpoint {url} is of a fit to other data (X, mask or "
                 "validation); give the same data, or name another place"
             )
-            raise ValueError(msg)
+            raise OtherFitError(msg)
         return self.checkpoints.restore(self._version)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dmf._split import without_held_out
+from dmf._split import part_at, part_without_held_out
 from dmf.containers import (
     check_continues,
     check_same_labels,
@@ -129,17 +129,8 @@ def start_from(
             "no start"
         )
         raise ValueError(msg)
-    if fit.shape[0] > X.shape[0] or fit.shape[1] > X.shape[1]:
-        msg = (
-            f"start is of a matrix of shape {fit.shape}, but X has shape "
-            f"{tuple(X.shape)}; X may only have grown by rows and columns at its ends"
-        )
-        raise ValueError(msg)
     check_continues(labels, fit.labels, "X")
-    # The factors of new rows and columns must not see what is held out either.
-    X = without_held_out(X, settings.validation)
-    for axis in (1, 0):
-        fit = _grown(fit, X, mask, axis, settings.client)
+    fit = grown(fit, X, mask, settings.validation, settings.client)
     offsets = settings.offsets
     kept = carrier(offsets)
     levels = [0.0, 0.0]
@@ -152,8 +143,48 @@ def start_from(
     return GivenStart((factors[0], factors[1]), (levels[0], levels[1]))
 
 
+def grown(
+    fit: Factorization,
+    X: Array,
+    mask: Array | None = None,
+    validation: Any = None,
+    client: Client | None = None,
+) -> Factorization:
+    """Return the model of a matrix that has grown by rows and columns at its ends.
+
+    What is new is folded in; what was there stays as it is.
+
+    Parameters
+    ----------
+    fit : Factorization
+    X, mask : arrays, shape (m, n)
+    validation : Share, array or None
+        As `dmf.observed.observe` takes it: new factors don't see what is held out.
+    client : distributed.Client, optional
+
+    Raises
+    ------
+    ValueError
+        X has fewer rows or columns.
+    """
+    if fit.shape[0] > X.shape[0] or fit.shape[1] > X.shape[1]:
+        msg = (
+            f"start is of a matrix of shape {fit.shape}, but X has shape "
+            f"{tuple(X.shape)}; X may only have grown by rows and columns at its ends"
+        )
+        raise ValueError(msg)
+    for axis in (1, 0):
+        fit = _grown(fit, X, mask, validation, axis, client)
+    return fit
+
+
 def _grown(
-    fit: Factorization, X: Array, mask: Array | None, axis: int, client: Client | None
+    fit: Factorization,
+    X: Array,
+    mask: Array | None,
+    validation: Any,
+    axis: int,
+    client: Client | None,
 ) -> Factorization:
     """Return a fit with factors for the rows (or columns) that X has grown by."""
     length = fit.shape[axis]
@@ -162,7 +193,8 @@ def _grown(
     # Columns come first, against the rows that the fit knows; then rows see them all.
     cut = (slice(None, fit.shape[0]), slice(length, None))
     cut = cut if axis == 1 else (slice(length, None), slice(None))
-    part, own_mask = _part(X, cut), None if mask is None else _part(mask, cut)
+    part = part_without_held_out(X, validation, cut)
+    own_mask = None if mask is None else part_at(mask, cut)
     new = _folded(fit, part, own_mask, axis, client)
     joined: dict[str, Any] = {}
     name, offsets = (("W", "row_offsets"), ("H", "column_offsets"))[axis]
@@ -172,10 +204,6 @@ def _grown(
             [getattr(fit, offsets), getattr(new, offsets)], 0
         )
     return replace(fit, **joined)
-
-
-def _part(X: Array, cut: tuple[slice, slice]) -> Array:
-    return X.tocsr()[cut] if hasattr(X, "tocsr") else X[cut]
 
 
 def columns_of(

@@ -76,6 +76,18 @@ def impute(X: Array, factorization: Factorization, mask: Array | None = None) ->
     return filled if labels is None else labels.wrap_matrix(filled)
 
 
+def imputed(X: Array, mask: Array | None = None) -> Array:
+    """Return a bool matrix, shape (m, n), that is True where `impute` fills X.
+
+    A lazy Dask array for a Dask array, else a NumPy array.
+    """
+    X, mask, _ = unwrap_pair(X, mask)
+    m, n = check_matrix("X", X)
+    # What is observed stays 0; all the rest becomes 1.
+    marked: Array = _filled(X * 0, mask, np.ones((m, 1)), np.ones((1, n))) == 1
+    return marked
+
+
 def _filled(X: Array, mask: Array | None, W: Array, H: Array) -> Array:
     if is_dask(X):
         return fill_lazily(X, mask, W, H)

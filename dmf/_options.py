@@ -9,10 +9,18 @@ from typing import Any
 
 import click
 
+from dmf.solvers import AlternatingLeastSquares, Exact, NormalizedGradient, Solver
 from dmf.triplets import DUPLICATES
 
 Command = Callable[..., Any]
 SECONDS = {"s": 1, "min": 60, "h": 3600}
+
+# Solvers by the names that they have outside of Python.
+SOLVERS: dict[str, Solver] = {
+    "plane": NormalizedGradient(),
+    "exact": NormalizedGradient("global", Exact()),
+    "als": AlternatingLeastSquares(),
+}
 
 
 def _together(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
@@ -26,21 +34,27 @@ def _together(*options: Callable[[Command], Command]) -> Callable[[Command], Com
     return add
 
 
+def read_time(text: str) -> timedelta | None:
+    """Return a time such as "90s", "10min" or "2h"; None if it isn't one."""
+    match = re.fullmatch(r"([0-9]{1,9}) ?(s|min|h)", text)
+    return match and timedelta(seconds=int(match[1]) * SECONDS[match[2]])
+
+
 def _every(
     context: click.Context, option: click.Parameter, given: str | None
 ) -> int | timedelta | None:
     """Read a number of rounds, or a time."""
     if given is None:
         return None
-    match = re.fullmatch(r"([0-9]{1,9}) ?(s|min|h|)", given)
-    if match is None or int(match[1]) == 0:
+    time = read_time(given)
+    rounds = int(given) if re.fullmatch(r"[0-9]{1,9}", given) else 0
+    if not (time or rounds):
         msg = (
             f"{given!r} is neither a number of rounds above 0 nor a time such as 90s, "
             "10min or 2h"
         )
         raise click.BadParameter(msg)
-    number, unit = int(match[1]), match[2]
-    return timedelta(seconds=number * SECONDS[unit]) if unit else number
+    return time or rounds
 
 
 # Where the work is done.

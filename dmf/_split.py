@@ -76,22 +76,38 @@ def split_observed(X: Array, fraction: float, seed: int = 0) -> tuple[Array, Arr
     return part(False), part(True)
 
 
-def without_held_out(X: Array, validation: Any) -> Array:
-    """Return X without the entries that a fit must not see.
+def part_without_held_out(X: Array, validation: Any, cut: tuple[slice, slice]) -> Array:
+    """Return a part of X without the entries that a fit must not see.
 
     Parameters
     ----------
     X : array, shape (m, n)
     validation : Share, array or None
         As `dmf.observed.observe` takes it.
+    cut : (rows, columns)
+        Slices of the whole matrix, without steps.
     """
     if isinstance(validation, Share):
-        return _part(X, validation, held_out=False, same_pattern=True)
+        if is_dask(X):
+            return part_at(split_lazily(X, validation, False, same_pattern=True), cut)
+        # Of the part alone: the whole of X would take as long as a few rounds.
+        origin = (cut[0].start or 0, cut[1].start or 0)
+        return part_of(part_at(X, cut), validation, origin, False, same_pattern=True)
+    X = part_at(X, cut)
     if validation is None or validation.dtype != bool:
         return X
-    if is_dask(X):
-        return blank_lazily(X, validation)
-    return blank(X, validation)
+    held_out = part_at(validation, cut)
+    return blank_lazily(X, held_out) if is_dask(X) else blank(X, held_out)
+
+
+def part_at(X: Array, cut: tuple[slice, slice]) -> Array:
+    """Return a part of a matrix of any kind, by slices."""
+    return X.tocsr()[cut] if hasattr(X, "tocsr") else X[cut]
+
+
+def held_out_of(X: Array, share: Share) -> Array:
+    """Return X with nothing but what is held out; a mask of X still fits it."""
+    return _part(X, share, held_out=True, same_pattern=True)
 
 
 def _part(X: Array, share: Share, held_out: bool, same_pattern: bool = False) -> Array:

@@ -13,8 +13,9 @@ from typing import Any
 import click
 
 import dmf
-from dmf._commands import history, report
+from dmf._job_commands import init, run
 from dmf._options import (
+    SOLVERS,
     checkpoint_options,
     cluster_options,
     mask_option,
@@ -24,13 +25,6 @@ from dmf._options import (
 )
 from dmf._shell import INTERRUPTED, reported
 from dmf.offsets import COLUMNS
-from dmf.solvers import Solver
-
-SOLVERS: dict[str, Solver] = {
-    "plane": dmf.NormalizedGradient(),
-    "exact": dmf.NormalizedGradient("global", dmf.Exact()),
-    "als": dmf.AlternatingLeastSquares(),
-}
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -352,10 +346,6 @@ def demo(output: str) -> None:
         run_demo(Path(output))
 
 
-main.add_command(report)
-main.add_command(history)
-
-
 @contextmanager
 def _where(
     scheduler: str | None, workers: int | None, check: Callable[[], None]
@@ -395,6 +385,9 @@ def _summary(X: Any, mask: str | None, fit: dmf.Factorization, output: str) -> s
     lines += [("status", f"{fit.status}"), ("model", output)]
     return "\n".join(f"{name:<10} {text}" for name, text in lines)
 
+
+for command in (init, run, report, history):
+    main.add_command(command)
 
 if __name__ == "__main__":
     main()

@@ -41,6 +41,14 @@ def is_pattern(mask: Array) -> bool:
     return mask.dtype == xp.bool or bool(xp.all((mask == 0) | (mask == 1)))
 
 
+def count_observed(X: Array, mask: Array | None) -> int:
+    """Return how many entries of a matrix in memory are observed."""
+    if is_sparse(X):
+        X, mask = same_pattern(X, mask)
+        X = X.data
+    return int(observed_entries(X, mask).sum())
+
+
 def row_numbers(starts: Array) -> Array:
     """Return the row of each stored entry of compressed rows, from where they start."""
     return np.repeat(np.arange(len(starts) - 1), np.diff(starts))

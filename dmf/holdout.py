@@ -44,9 +44,15 @@ class Share(NamedTuple):
         rows, columns : arrays of uint64 that broadcast
             Where the entries are in the whole matrix.
         """
+        return self._chosen(self._mixed_rows(rows), columns)
+
+    def _mixed_rows(self, rows: Array) -> Array:
         xp = array_namespace(rows)
         seed = _word(xp, (self.seed * _STEP + 1) % _WORD)
-        of_row = _mixed(xp, rows * _word(xp, _STEP) + seed)
+        return _mixed(xp, rows * _word(xp, _STEP) + seed)
+
+    def _chosen(self, of_row: Array, columns: Array) -> Array:
+        xp = array_namespace(of_row)
         of_entry = _mixed(xp, of_row + (columns + _word(xp, 1)) * _word(xp, _FIRST))
         return of_entry < _word(xp, int(self.fraction * _WORD))
 
@@ -60,9 +66,11 @@ class Share(NamedTuple):
             Where the part begins in the whole matrix.
         """
         if is_sparse(X):
-            rows = row_numbers(X.indptr).astype(np.uint64) + np.uint64(origin[0])
+            rows = np.arange(X.shape[0], dtype=np.uint64) + np.uint64(origin[0])
             columns = X.indices.astype(np.uint64) + np.uint64(origin[1])
-            return self.chosen(rows, columns)
+            # A row is mixed once, not once for each of its entries.
+            of_row = np.repeat(self._mixed_rows(rows), np.diff(X.indptr))
+            return self._chosen(of_row, columns)
         xp = array_namespace(X)
         rows, columns = (
             xp.arange(start, start + size, dtype=xp.uint64)

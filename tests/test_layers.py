@@ -92,6 +92,7 @@ TOP = (
     "dmf._factorize",
     "dmf._fold",
     "dmf._impute",
+    "dmf._job_commands",
     "dmf._options",
     "dmf._plan",
     "dmf._predict",

@@ -10,10 +10,10 @@ import numpy as np
 
 from dmf.engine.chunks import in_chunks, lazy_chunk
 from dmf.engine.data import Data
-from dmf.engine.kinds import is_dask
+from dmf.engine.kinds import in_memory, is_dask
 from dmf.engine.rounds import State
 from dmf.engine.runner import Leaf, Runner, choose_runner
-from dmf.entries import fill_block, filled_dtype, is_sparse
+from dmf.entries import count_observed, fill_block, filled_dtype, is_sparse
 from dmf.holdout import Share, blank, part_of
 from dmf.objective import Side
 from dmf.solvers.base import Moved
@@ -123,6 +123,30 @@ def fill_lazily(X: Array, mask: Array | None, W: Array, H: Array) -> Array:
     )
 
 
+def number_observed(X: Array, mask: Array | None) -> int:
+    """Return how many entries of a matrix are observed; chunks are read in tasks."""
+    if not is_dask(X):
+        return count_observed(X, in_memory(mask))
+    import dask.array as da
+
+    runner = choose_runner(None)
+    arguments: list[Any] = [X, "ij", None, None]
+    if mask is not None:
+        arguments[2:] = [in_chunks(mask, X.chunks, runner), "ij"]
+    counts = da.blockwise(
+        _count,
+        "ij",
+        *arguments,
+        dtype=np.int64,
+        meta=np.empty((0, 0), dtype=np.int64),
+        adjust_chunks={"i": 1, "j": 1},
+        name=None,
+        token="count",
+    )
+    with runner.session():
+        return int(counts.sum().compute())
+
+
 def split_lazily(
     X: Array, share: Share, held_out: bool, same_pattern: bool = False
 ) -> Array:
@@ -150,6 +174,10 @@ def blank_lazily(X: Array, held_out: Array) -> Array:
 def _split(X: Array, *, block_info: Any = None, **options: Any) -> Array:
     (row, _), (column, _) = block_info[0]["array-location"]
     return part_of(X, origin=(row, column), **options)
+
+
+def _count(X: Array, mask: Array | None) -> Array:
+    return np.array([[count_observed(X, mask)]])
 
 
 def _fill(

@@ -144,7 +144,7 @@ class Checkpoints:
 
         Raises
         ------
-        ValueError
+        DamagedError
             There are versions, but none of them is sound.
         """
         damaged: list[str] = []
@@ -168,7 +168,7 @@ class Checkpoints:
                 f"of the checkpoint {self.store.url}, {' and '.join(damaged)}, and "
                 "there is no other; remove it, or name another place, to begin anew"
             )
-            raise ValueError(msg)
+            raise DamagedError(msg)
         return None
 
     def restore(self, version: Version) -> Reached:

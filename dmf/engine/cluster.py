@@ -6,13 +6,15 @@ import logging
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 CONNECT_SECONDS = 10
+IDLE_SECONDS = 600
 
 
 @contextmanager
 def connected(scheduler: str) -> Iterator[None]:
-    """Connect to a scheduler by its address; the client is Dask's default meanwhile.
+    """Connect to a scheduler by its address; Dask uses the client meanwhile.
 
     Raises
     ------
@@ -22,14 +24,15 @@ def connected(scheduler: str) -> Iterator[None]:
     from distributed import Client
 
     try:
-        client = Client(scheduler, timeout=CONNECT_SECONDS)
+        # One that fails to connect would stay the default.
+        client = Client(scheduler, timeout=CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError) as error:
         msg = (
             f"can't connect to a Dask scheduler at {scheduler} ({error}); check the "
             "address, and that the scheduler runs"
         )
         raise ConnectionError(msg) from error
-    with _abandoned_tasks_unlogged(), client:
+    with _abandoned_tasks_unlogged(), client, client.as_current():
         yield
 
 
@@ -48,6 +51,129 @@ def started(workers: int) -> Iterator[None]:
             scheduler_kwargs={"dashboard": False},
         )
     with _abandoned_tasks_unlogged(), cluster, Client(cluster):
+        yield
+
+
+@contextmanager
+def limited(threads: int | None) -> Iterator[None]:
+    """Use so many threads of this process; None: as many as it has processors."""
+    import dask
+
+    with dask.config.set({} if threads is None else {"num_workers": threads}):
+        yield
+
+
+@contextmanager
+def on_slurm(jobs: int, timeout: float, **options: Any) -> Iterator[None]:
+    """Start workers as jobs of Slurm, and cancel them afterwards.
+
+    Parameters
+    ----------
+    jobs : int
+    timeout : float
+        Seconds to wait for the first worker.
+    **options
+        As for `dask_jobqueue.SLURMCluster`.
+    """
+    cluster = slurm_cluster(**options)
+    with cluster:
+        cluster.scale(jobs=jobs)
+        with _ready(cluster, timeout, "Slurm has started none of the jobs"):
+            yield
+
+
+def slurm_cluster(**options: Any) -> Any:
+    """Return a `dask_jobqueue.SLURMCluster` without workers yet."""
+    try:
+        # On import it makes Ctrl-C end the process at once, without a checkpoint.
+        with _interrupts_left_to_us():
+            from dask_jobqueue.slurm import SLURMCluster
+    except ImportError as error:
+        msg = "clusters on Slurm need dask-jobqueue: pip install 'dmf[slurm]'"
+        raise ImportError(msg) from error
+    # Nobody watches a scheduled job, and the usual port of a dashboard may be taken.
+    scheduler = {"dashboard": False, "dashboard_address": ":0"}
+    return SLURMCluster(scheduler_options=scheduler, **options)
+
+
+@contextmanager
+def on_kubernetes(spec: dict[str, Any], timeout: float) -> Iterator[None]:
+    """Have the operator start a cluster, and delete it afterwards.
+
+    Parameters
+    ----------
+    spec : dict
+        Of `kubernetes_spec`.
+    timeout : float
+        Seconds to wait for the first worker.
+    """
+    from dask_kubernetes.operator import KubeCluster
+
+    namespace = spec["metadata"].get("namespace")
+    try:
+        cluster = KubeCluster(
+            custom_cluster_spec=spec,
+            namespace=namespace,
+            resource_timeout=max(1, int(timeout)),
+            quiet=True,
+        )
+    except Exception as error:
+        # Whatever the client of Kubernetes raises: it shares no base class.
+        msg = (
+            f"Kubernetes hasn't started a cluster ({type(error).__name__}: {error}); "
+            "check the operator, the namespace and the rights of this account"
+        )
+        raise ConnectionError(msg) from error
+    with (
+        cluster,
+        _ready(cluster, timeout, "Kubernetes has started none of the workers"),
+    ):
+        yield
+
+
+def kubernetes_spec(
+    name: str,
+    image: str,
+    workers: int,
+    resources: dict[str, str],
+    env: dict[str, str],
+    namespace: str | None = None,
+) -> dict[str, Any]:
+    """Return the specification of a cluster for Dask's operator."""
+    try:
+        from dask_kubernetes.operator import make_cluster_spec
+    except ImportError as error:
+        msg = (
+            "clusters on Kubernetes need dask-kubernetes: pip install 'dmf[kubernetes]'"
+        )
+        raise ImportError(msg) from error
+    spec: dict[str, Any] = make_cluster_spec(
+        name=name,
+        image=image,
+        n_workers=workers,
+        resources={"limits": resources, "requests": resources},
+        env=env,
+        # Of one thread each, as everywhere: BLAS has the other cores of none.
+        worker_command="dask worker --nthreads 1",
+        # A client that was killed deletes nothing.
+        idle_timeout=IDLE_SECONDS,
+    )
+    if namespace is not None:
+        spec["metadata"]["namespace"] = namespace
+    return spec
+
+
+@contextmanager
+def _ready(cluster: Any, timeout: float, late: str) -> Iterator[None]:
+    """Connect to a cluster, and wait for its first worker."""
+    from distributed import Client
+
+    with _abandoned_tasks_unlogged(), Client(cluster) as client:
+        try:
+            client.wait_for_workers(1, timeout=timeout)
+        except TimeoutError as error:
+            msg = f"{late} in {timeout:g} s; wait longer with cluster.timeout"
+            raise ConnectionError(msg) from error
         yield
 
 

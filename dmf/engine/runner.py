@@ -143,7 +143,7 @@ class Cluster:
 
     def put(self, values: list[Any], *, in_order: bool = False) -> list[Leaf]:
         leaves: list[Leaf] = []
-        with _translated():
+        with _translated(self._client):
             for worker, part in self._dealt(len(values), in_order):
                 # Without hash=False, data that were scattered before would share their
                 # keys, and be lost when the earlier copy is released.
@@ -156,7 +156,7 @@ class Cluster:
     def run(self, graph: Graph, keys: list[Key]) -> dict[Key, Leaf]:
         # Tasks aren't bound to workers, not even loosely: those whose worker has died
         # would wait for it.
-        with _translated():
+        with _translated(self._client):
             done = self._client.persist(Tasks(graph, keys))
         return {key: done.graph[key] for key in keys}
 
@@ -177,7 +177,7 @@ class Cluster:
                 yield [worker], slice(start, stop)
 
     def fetch(self, leaves: list[Leaf]) -> list[Any]:
-        with _translated():
+        with _translated(self._client):
             return list(self._client.gather(leaves))
 
     def machine(self) -> Machine:
@@ -197,7 +197,7 @@ class Cluster:
     @contextmanager
     def session(self) -> Iterator[None]:
         # Dask arrays that are computed inside find their data on this cluster.
-        with _translated(), self._client.as_current():
+        with _translated(self._client), self._client.as_current():
             yield
 
 
@@ -263,12 +263,21 @@ def one_blas_thread() -> Iterator[None]:
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
-    """Raise `WorkersLost` where distributed says that data are gone."""
+def _translated(client: Client) -> Iterator[None]:
+    """Raise `WorkersLost` where distributed says that data are gone.
+
+    Without its scheduler a client takes tasks all the same, and waits for them forever.
+    """
     from concurrent.futures import CancelledError
 
     from distributed import KilledWorker
 
+    if client.status != "running":
+        msg = (
+            f"the connection to the scheduler was lost (the client is {client.status});"
+            " look why it has ended, and run it again"
+        )
+        raise ClusterError(msg)
     try:
         yield
     except KilledWorker as error:

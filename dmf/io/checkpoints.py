@@ -151,10 +151,19 @@ class CheckpointStore:
             raise ValueError(msg)
         return told, receipts
 
+    def clear(self) -> None:
+        """Remove all versions, and the folder if nothing else is in it."""
+        self._remove_but([])
+        files, root = self._files()
+        with contextlib.suppress(OSError):
+            files.rmdir(root)
+
     def _prune(self) -> None:
         """Remove all but the last versions, and what never became one."""
+        self._remove_but(self.versions()[:KEPT])
+
+    def _remove_but(self, kept: list[int]) -> None:
         files, _ = self._files()
-        kept = self.versions()[:KEPT]
         for number, folder in self._folders().items():
             inside = [name.rsplit("/", 1)[-1] for name in files.find(folder)]
             if number not in kept and all(re.fullmatch(OURS, name) for name in inside):

@@ -128,13 +128,22 @@ def load(url: PathLike) -> Factorization:
         )
         raise ValueError(msg)
     try:
-        return _rebuild(node, attributes)
+        fit = _rebuild(node, attributes)
     except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+        if _replaced(place, attributes):
+            return load(url)
         msg = (
             f"the model {place} can't be read ({explain(error)}); save it again, or "
             f"load it with the dmf that wrote it (version {written_by})"
         )
         raise ValueError(msg) from error
+    # W may be of the old model, and H of one that was put there meanwhile.
+    return load(url) if _replaced(place, attributes) else fit
+
+
+def _replaced(place: str, attributes: dict[str, Any]) -> bool:
+    node = peek(place)
+    return node is not None and dict(node.attrs) != attributes
 
 
 def check_writable(url: PathLike, overwrite: bool = False) -> None:

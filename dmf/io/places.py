@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from tempfile import TemporaryDirectory
@@ -191,15 +193,27 @@ def published(path: str, check: Callable[[], None]) -> Iterator[str]:
         check()
         _move(temporary, path)
     except BaseException:
-        _remove(temporary)
+        remove(temporary)
         raise
 
 
 def _move(temporary: str, path: str) -> None:
+    exchange(temporary, path)
+    # What was replaced, if anything.
+    remove(temporary)
+
+
+def exchange(temporary: str, path: str) -> None:
+    """Put what is at `temporary` at `path`, in one step.
+
+    A folder that was there is at `temporary` afterwards; a file is gone.
+    """
     if not os.path.isdir(path):
         os.replace(temporary, path)
         return
-    # No system call replaces a folder that isn't empty: the old one steps aside.
+    if _exchanged(temporary, path):
+        return
+    # Without that system call there is an instant with nothing at `path`.
     old = f"{temporary}.old"
     os.rename(path, old)
     try:
@@ -207,10 +221,29 @@ def _move(temporary: str, path: str) -> None:
     except BaseException:
         os.rename(old, path)
         raise
-    shutil.rmtree(old)
+    os.rename(old, temporary)
 
 
-def _remove(path: str) -> None:
+def _exchanged(first: str, second: str) -> bool:
+    """Exchange two paths in one step, where system and file system can do that."""
+    import ctypes
+
+    at_current_folder, exchange_them = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of Linux
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if sys.platform != "linux" or rename is None:
+        return False
+    pair = (os.fsencode(first), os.fsencode(second))
+    here = at_current_folder
+    if rename(here, pair[0], here, pair[1], exchange_them) == 0:
+        return True
+    error = ctypes.get_errno()
+    if error in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        return False
+    raise OSError(error, os.strerror(error), first, None, second)
+
+
+def remove(path: str) -> None:
+    """Remove a file or a folder, if it is there."""
     if os.path.isdir(path):
         shutil.rmtree(path, ignore_errors=True)
     elif os.path.exists(path):

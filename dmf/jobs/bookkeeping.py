@@ -1,0 +1,123 @@
+"""What is told of a run: its record, on the way and at the end."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dmf._shell import EXPECTED
+from dmf.engine.runner import ClusterError
+from dmf.jobs.config import Job
+from dmf.jobs.exits import Exit, JobError
+from dmf.jobs.log import log
+from dmf.jobs.record import RunRecord
+
+if TYPE_CHECKING:
+    from dmf.jobs.fit import Found
+
+LIBRARIES = ("numpy", "scipy", "numba", "dask", "distributed", "zarr")
+# Runs that came so far have something to tell in a report.
+WORKED = "input"
+
+
+@contextmanager
+def stage(record: RunRecord, name: str, code: Exit) -> Iterator[None]:
+    """Time a part of a run; what is expected to go wrong in it ends with a code."""
+    begun = time.monotonic()
+    try:
+        yield
+    except EXPECTED as error:
+        lost = isinstance(error, ClusterError) or _is_from_cluster(error)
+        raise JobError(Exit.CLUSTER_LOST if lost else code, str(error)) from error
+    finally:
+        record.stages.append((name, round(time.monotonic() - begun, 3)))
+
+
+def _is_from_cluster(error: BaseException) -> bool:
+    """Return whether distributed has raised it because of a connection."""
+    kind = type(error)
+    return isinstance(error, OSError) and kind.__module__.startswith("distributed")
+
+
+def versions() -> dict[str, str]:
+    from dmf import __version__
+
+    found = {"dmf": __version__, "python": platform.python_version()}
+    return found | {name: metadata.version(name) for name in LIBRARIES}
+
+
+def planned(job: Job, X: Any, mask: Any, calibrate: bool = False) -> Any:
+    """Return the plan of a fit, as a dataclass; None if dmf can't plan."""
+    plan = getattr(import_module("dmf"), "plan", None)
+    if plan is None:
+        return None
+    return plan(
+        X,
+        job.model.rank,
+        mask=mask,
+        unobserved_weight=job.model.unobserved_weight,
+        validation=job.model.validation,
+        restarts=job.model.restarts,
+        # Measuring how fast this place is takes as long as a small fit.
+        calibrate=calibrate,
+    )
+
+
+def tell_findings(job: Job, record: RunRecord, X: Any, mask: Any, found: Found) -> None:
+    """Record what is remarkable about the data and the model, for the report."""
+    if job.report.folder is not None:
+        with _told("no findings"):
+            find = import_module("dmf.jobs.findings").find
+            record.findings = find(X, mask, found.fit)
+
+
+def tell_measured(record: RunRecord) -> None:
+    rounds = record.rounds
+    if rounds:
+        record.measured["seconds"] = rounds[-1]["seconds"] / rounds[-1]["round"]
+    if platform.system() == "Linux":
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        record.measured["peak_bytes"] = peak
+
+
+def write_reports(job: Job, record: RunRecord) -> None:
+    """Write what is asked for; no trouble with it changes how the run has ended."""
+    settings = job.report
+    if settings.folder is not None:
+        folder = Path(settings.folder) / record.id
+        with _told("no record"):
+            folder.mkdir(parents=True)
+            record.write(folder)
+        if any(name == WORKED for name, _ in record.stages):
+            with _told("no report"):
+                import_module("dmf.jobs.report").write_report(record, folder)
+        with _told("old runs stay"):
+            _remove_old(Path(settings.folder), settings.keep)
+    if settings.prometheus is not None:
+        with _told("no metrics"):
+            metrics = import_module("dmf.jobs.prometheus")
+            metrics.write_metrics(record, Path(settings.prometheus))
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        log(f"{what}: {type(error).__name__}: {error}", logging.WARNING)
+
+
+def _remove_old(folder: Path, keep: int) -> None:
+    """Remove all but the last runs' folders; their names sort by time."""
+    runs = sorted(path.parent for path in folder.glob("*/run.json"))
+    for path in runs[:-keep]:
+        shutil.rmtree(path)

@@ -1,0 +1,121 @@
+"""Outputs appear together: written beside their places, then moved, or not at all.
+
+What shall be moved is written into a journal first. A run that is killed while it moves
+things leaves the journal behind, and the next one finishes what it says.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import json
+import os
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from dmf.io.places import exchange, is_url, remove
+from dmf.io.versions import version_of
+from dmf.jobs.manifest import Manifest, Paths, write_json
+
+# The folders that runs write to, by the names of what is in them.
+_STAGING = r"\.{}\.\d{{8}}T\d{{6}}-[0-9a-f]+\.part"
+
+
+def beside(place: str, run: str) -> str:
+    """Return where a run writes what shall be at a place; behind a URL: there."""
+    if is_url(place):
+        return place
+    folder, name = os.path.split(place)
+    staging = os.path.join(folder, f".{name}.{run}.part")
+    os.makedirs(staging, exist_ok=True)
+    return os.path.join(staging, name)
+
+
+def remove_left_overs(places: list[str]) -> None:
+    """Remove what killed runs have written beside these places."""
+    for place in places:
+        folder, name = os.path.split(place)
+        if is_url(place) or not os.path.isdir(folder):
+            continue
+        pattern = _STAGING.format(re.escape(name))
+        for other in os.listdir(folder):
+            if re.fullmatch(pattern, other):
+                remove(os.path.join(folder, other))
+
+
+@dataclass(frozen=True)
+class Move:
+    """Something that is to be moved to its place, and the version of it."""
+
+    staged: str
+    place: str
+    version: str | None
+
+    @classmethod
+    def of(cls, staged: str, place: str) -> Move:
+        return cls(staged, place, version_of(staged))
+
+    def make(self) -> None:
+        # After an exchange, the old version is where the new one was.
+        if self.staged != self.place and version_of(self.staged) == self.version:
+            exchange(self.staged, self.place)
+
+
+def publish(moves: list[Move], manifest: Manifest, paths: Paths) -> None:
+    """Move all outputs to their places, and write the manifest of the run."""
+    journal = {
+        "moves": [[one.staged, one.place, one.version] for one in moves],
+        "manifest": manifest.as_json(),
+        "place": paths.manifest,
+    }
+    write_json(journal, paths.journal)
+    _finish(journal, paths)
+
+
+def finish_publication(paths: Paths) -> str | None:
+    """Finish what a killed run has begun to publish; return its id if there is one."""
+    try:
+        with open(paths.journal, encoding="utf-8") as file:
+            journal = json.load(file)
+    except FileNotFoundError:
+        return None
+    _finish(journal, paths)
+    return str(journal["manifest"]["run"])
+
+
+def _finish(journal: dict[str, Any], paths: Paths) -> None:
+    moves = [Move(*one) for one in journal["moves"]]
+    for move in moves:
+        move.make()
+    write_json(journal["manifest"], journal["place"])
+    os.remove(paths.journal)
+    # Old versions go last: nobody who has begun to open one finds it gone.
+    for move in moves:
+        if move.staged != move.place:
+            remove(os.path.dirname(move.staged))
+
+
+def link_unchanged(staged: str, place: str) -> int:
+    """Make hard links of the files of a folder that are as they were; return how many.
+
+    Parameters
+    ----------
+    staged, place : str
+        A new version of a folder, and the one that it will replace.
+    """
+    if is_url(place) or not os.path.isdir(staged) or not os.path.isdir(place):
+        return 0
+    linked = 0
+    for folder, _, names in os.walk(staged):
+        for name in names:
+            new = os.path.join(folder, name)
+            old = os.path.join(place, os.path.relpath(new, staged))
+            if os.path.isfile(old) and filecmp.cmp(old, new, shallow=False):
+                link = f"{new}.link"
+                try:
+                    os.link(old, link)
+                except OSError:  # a file system without links, or of another device
+                    return linked
+                os.replace(link, new)
+                linked += 1
+    return linked
