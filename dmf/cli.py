@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 import dmf
+from dmf._commands import history, report
 from dmf._job_commands import init, run
 from dmf._options import (
     SOLVERS,

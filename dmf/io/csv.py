@@ -10,7 +10,8 @@ from functools import partial
 from typing import Any
 
 from dmf.io.blocks import checked_read
-from dmf.io.places import open_binary, size_of, version_of
+from dmf.io.places import open_binary, size_of
+from dmf.io.versions import version_of
 
 Frame = Any  # of pandas
 Index = Any
@@ -63,7 +64,7 @@ def read_parts(
     )
 
 
-def _part(place: str, start: int | None, *, version: str, **options: Any) -> Frame:
+def _part(place: str, start: int | None, *, version: str | None, **options: Any) -> Frame:
     """Return the lines that begin in a range of bytes; None: all of them."""
     from fsspec.utils import read_block
 

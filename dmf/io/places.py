@@ -85,13 +85,6 @@ def size_of(place: str) -> int:
         return int(files.size(path))
 
 
-def version_of(place: str) -> str:
-    """Return what is another text when the file at a path or URL has changed."""
-    files, path = files_at(place)
-    with reached(place):
-        return str(files.ukey(path))
-
-
 def read_bytes(place: str, start: int = 0, stop: int | None = None) -> bytes:
     """Return what the file at a path or URL holds, or a range of it."""
     if start == stop:

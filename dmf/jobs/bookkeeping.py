@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module, metadata
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from dmf.jobs.log import log
 from dmf.jobs.record import RunRecord
 
 if TYPE_CHECKING:
+    from dmf._plan import Plan
     from dmf.jobs.fit import Found
 
 LIBRARIES = ("numpy", "scipy", "numba", "dask", "distributed", "zarr")
@@ -53,11 +54,10 @@ def versions() -> dict[str, str]:
     return found | {name: metadata.version(name) for name in LIBRARIES}
 
 
-def planned(job: Job, X: Any, mask: Any, calibrate: bool = False) -> Any:
-    """Return the plan of a fit, as a dataclass; None if dmf can't plan."""
-    plan = getattr(import_module("dmf"), "plan", None)
-    if plan is None:
-        return None
+def planned(job: Job, X: Any, mask: Any, calibrate: bool = False) -> Plan:
+    """Return the plan of a fit."""
+    from dmf import plan
+
     return plan(
         X,
         job.model.rank,
@@ -74,14 +74,15 @@ def tell_findings(job: Job, record: RunRecord, X: Any, mask: Any, found: Found) 
     """Record what is remarkable about the data and the model, for the report."""
     if job.report.folder is not None:
         with _told("no findings"):
-            find = import_module("dmf.jobs.findings").find
+            from dmf.jobs.findings import find
+
             record.findings = find(X, mask, found.fit)
 
 
 def tell_measured(record: RunRecord) -> None:
-    rounds = record.rounds
-    if rounds:
-        record.measured["seconds"] = rounds[-1]["seconds"] / rounds[-1]["round"]
+    ends = [one["seconds"] for one in record.rounds]
+    if len(ends) > 1:  # the first one loads the kernels
+        record.measured["seconds"] = (ends[-1] - ends[0]) / (len(ends) - 1)
     if platform.system() == "Linux":
         import resource
 
@@ -99,13 +100,16 @@ def write_reports(job: Job, record: RunRecord) -> None:
             record.write(folder)
         if any(name == WORKED for name, _ in record.stages):
             with _told("no report"):
-                import_module("dmf.jobs.report").write_report(record, folder)
+                from dmf.jobs.report import write_report
+
+                write_report(record, folder)
         with _told("old runs stay"):
             _remove_old(Path(settings.folder), settings.keep)
     if settings.prometheus is not None:
         with _told("no metrics"):
-            metrics = import_module("dmf.jobs.prometheus")
-            metrics.write_metrics(record, Path(settings.prometheus))
+            from dmf.jobs.prometheus import write_metrics
+
+            write_metrics(record, Path(settings.prometheus))
 
 
 @contextmanager

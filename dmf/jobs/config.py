@@ -93,6 +93,7 @@ class InputSection(Section):
     value: Text | None = None
     weight: Text | None = None
     index: Text | None = None
+    variable: Text | None = None
     duplicates: Literal["error", "mean", "sum", "last"] = "error"
 
     @property
@@ -225,7 +226,7 @@ class OutputSection(Section):
 
 class GuardsSection(Section):
     worsened: Real = 0.1
-    missing: Share = 0.95
+    missing: Share = 1.0
 
 
 class ReportSection(Section):

@@ -115,7 +115,7 @@ def plan_of(job: Job, todo: ToDo) -> str:
     if todo.action not in ("full", "warm"):
         return ""
     with stage(RunRecord("", "", ""), "input", Exit.BAD_INPUT):
-        return str(planned(job, *opened(job), calibrate=True) or "")
+        return str(planned(job, *opened(job), calibrate=True))
 
 
 def _under_lock(run: Run) -> str:
@@ -161,7 +161,9 @@ def _do(run: Run, todo: ToDo) -> str:
             X, mask = (X, mask) if aligned is None else (aligned.X, aligned.mask)
             count(run, X, mask)
             plan = planned(job, X, mask)
-            record.plan = asdict(plan) | {"bytes": plan.bytes} if plan else {}
+            record.plan = asdict(plan) | {"bytes": plan.bytes}
+            if plan.refusal is not None and mode in ("full", "warm"):
+                raise JobError(Exit.BAD_CONFIGURATION, plan.refusal)
         with stage(record, "fit", Exit.BAD_INPUT):
             found = found_model(run, mode, X, mask, aligned)
         with stage(record, "compare", Exit.BAD_INPUT):

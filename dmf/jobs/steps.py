@@ -49,7 +49,9 @@ def opened(job: Job) -> tuple[Any, Any]:
     from dmf.validation import check_mask, check_matrix
 
     settings, output = job.input, job.output
-    X = open_matrix(settings.path, settings.columns, settings.duplicates)
+    X = open_matrix(
+        settings.path, settings.columns, settings.duplicates, settings.variable
+    )
     mask = None
     if settings.mask is not None:
         table = suffix_of(settings.mask) in SUFFIXES
