@@ -76,7 +76,12 @@ class Share(NamedTuple):
             xp.arange(start, start + size, dtype=xp.uint64)
             for start, size in zip(origin, X.shape, strict=True)
         )
-        return self.chosen(rows[:, None], columns[None, :])
+        # In parts: the words take eight times as much as what they decide.
+        step = max(1, PART // max(1, X.shape[1]))
+        starts = range(0, max(1, X.shape[0]), step)
+        return xp.concat(
+            [self.chosen(rows[k : k + step, None], columns[None, :]) for k in starts]
+        )
 
 
 def part_of(
@@ -139,4 +144,7 @@ def _mixed(xp: Any, word: Array) -> Array:
 
 def _word(xp: Any, value: int) -> Array:
     # An array, not a number: arrays wrap around without a warning.
-    return xp.asarray([value], dtype=xp.uint64)
+    return xp.asarray([value], dtype=xp.uint64)  # Entries that are decided on at once.
+
+
+PART = 2**16

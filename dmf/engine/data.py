@@ -19,7 +19,7 @@ from dmf.engine.grid import Grid
 from dmf.engine.kinds import block_kind, check_kinds, in_memory, is_dask
 from dmf.engine.layout import Layout, check_fits, gigabytes, layout_for, work_of
 from dmf.engine.lower import Key, Lowering, Place
-from dmf.engine.runner import Leaf, Runner
+from dmf.engine.runner import Leaf, Runner, on_threads
 from dmf.engine.stream import Recipe, Streamed
 from dmf.engine.trace import Trace, follow
 from dmf.entries import canonical_csr, check_weights
@@ -252,14 +252,20 @@ def _told(validation: Any) -> str:
 def _cut_arrays(
     matrices: list[Any], layout: Layout, look: Callable[..., Observed], token: str
 ) -> dict[Key, Any]:
-    """Cut arrays in memory; bad values are refused before any task exists."""
-    blocks = {}
-    for i, j in layout.grid.places():
-        rows, columns = _slice(layout.grid.strip(0, i)), _slice(layout.grid.strip(1, j))
+    """Cut arrays in memory, on threads of this process.
+
+    Bad values are refused before any task reaches a cluster.
+    """
+
+    def block(i: int, j: int) -> Observed:
+        rows, columns = _slice(grid.strip(0, i)), _slice(grid.strip(1, j))
         parts = [Y[rows, columns] for Y in matrices]
-        origin = (rows.start, columns.start)
-        blocks[_block_key(token, 0, i, j)] = look(layout.work.kind, *origin, *parts)
-    return blocks
+        return look(layout.work.kind, rows.start, columns.start, *parts)
+
+    grid = layout.grid
+    places = {_block_key(token, 0, i, j): (i, j) for i, j in grid.places()}
+    tasks = {key: (block, *place) for key, place in places.items()}
+    return on_threads(tasks, list(tasks))
 
 
 def _load_dask(

@@ -63,9 +63,7 @@ def bytes_of(
     if workers > 1:
         factors += VISITORS * shorter
 
-    # Blocks of an array in memory are made one after the other, those of a lazy one by
-    # all threads.
-    reading = (busy if work.chunk else 1) * making_bytes(work, entries)
+    reading = busy * making_bytes(work, entries)
     sums = 0.0
     for axis, across in enumerate(grid[::-1]):
         if across > 1:
@@ -87,8 +85,8 @@ def making_bytes(work: Work, entries: float) -> float:
     # Of a lazy array: as it is stored, as it is unpacked, and where it belongs. Chunks
     # are read as a whole.
     source = 3 * work.itemsize * max(entries, work.chunk) if work.chunk else 0
-    # Without what is missing; which entries those are; random bits.
-    own = work.itemsize + 3 + (24 if work.held_out else 0)
+    # Without what is missing; which entries those are, and which are held out.
+    own = work.itemsize + 3 + 2 * work.held_out
     return source + own * entries
 
 

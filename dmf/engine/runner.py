@@ -98,6 +98,17 @@ class Runner(Protocol):
         """Return the bytes that the fullest process uses now."""
 
 
+def on_threads(graph: Graph, keys: list[Key]) -> dict[Key, Any]:
+    """Compute keys on the threads of this process.
+
+    At once: what a collection goes through first takes longer than small rounds, and
+    imports distributed to look for a client.
+    """
+    get: Any = dask.threaded.get
+    with kept():
+        return dict(zip(keys, get(graph, keys), strict=True))
+
+
 class Threads:
     """Dask's scheduler in this process: threads, unless it is configured otherwise."""
 
@@ -109,11 +120,7 @@ class Threads:
     def run(self, graph: Graph, keys: list[Key]) -> dict[Key, Leaf]:
         chosen = dask.config.get("scheduler", None)
         if chosen is None:
-            # At once: what a collection goes through first takes longer than small
-            # rounds, and imports distributed to look for a client.
-            get: Any = dask.threaded.get
-            with kept():
-                return dict(zip(keys, get(graph, keys), strict=True))
+            return on_threads(graph, keys)
         (done,) = persist(Tasks(graph, keys), scheduler=chosen)
         return {key: done.graph[key] for key in keys}
 

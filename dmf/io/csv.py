@@ -64,7 +64,9 @@ def read_parts(
     )
 
 
-def _part(place: str, start: int | None, *, version: str | None, **options: Any) -> Frame:
+def _part(
+    place: str, start: int | None, *, version: str | None, **options: Any
+) -> Frame:
     """Return the lines that begin in a range of bytes; None: all of them."""
     from fsspec.utils import read_block
 

@@ -86,7 +86,8 @@ def run_job(job: Job, name: str) -> RunRecord:
             code = Exit.UNEXPECTED
             record.message = f"{type(error).__name__}: {error}"
             log("a bug", logging.ERROR, traceback=traceback.format_exc())
-        record.code, record.outcome = int(code), code.name.lower().replace("_", " ")
+        record.code = int(code)
+        record.outcome = record.outcome or code.name.lower().replace("_", " ")
         record.message = " ".join(str(without_secrets(record.message)).split())
         record.seconds = round(time.monotonic() - begun, 3)
         write_reports(job, record)
@@ -137,6 +138,7 @@ def _under_lock(run: Run) -> str:
             "version": run.versions[job.input.path],
         }
         if todo.action == "nothing":
+            record.outcome = "nothing to do"
             return str(todo)
         with stage(record, "outputs", Exit.BAD_CONFIGURATION):
             _check_outputs(job)
