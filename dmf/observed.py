@@ -26,6 +26,7 @@ from dmf.entries import (
 from dmf.holdout import Share
 from dmf.kernels import dense
 from dmf.kernels.dense import DenseBlock
+from dmf.sizes import Sized
 from dmf.totals import Totals
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ Array = Any
 
 
 @dataclass(frozen=True)
-class Observed:
+class Observed(Sized):
     """A part of X as a fit sees it; no tuple, which Dask would look through for keys.
 
     Parameters

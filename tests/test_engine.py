@@ -10,6 +10,7 @@ import dask
 import dask.array as da
 import numpy as np
 import pytest
+from dask.sizeof import sizeof
 
 import dmf
 from benchmarks.common import power_law
@@ -19,8 +20,11 @@ from dmf.engine.lower import Lowering, Place
 from dmf.engine.rounds import State, build_rounds, start_state
 from dmf.engine.runner import Tasks, Threads
 from dmf.engine.trace import Trace, add_up
+from dmf.holdout import Share
 from dmf.init import RandomStart
 from dmf.objective import Objective
+from dmf.observed import observe
+from dmf.solvers.base import Moved
 from tests.problems import low_rank, objective_of
 
 RIDGE = dmf.Ridge(0.1)
@@ -301,3 +305,14 @@ def test_partial_keys_are_picklable() -> None:
     for task in graph.values():
         if isinstance(task, tuple) and callable(task[0]):
             assert callable(pickle.loads(pickle.dumps(task[0])))
+
+
+def test_dask_knows_how_large_blocks_and_factors_are() -> None:
+    """It would send them around, if it took them for nothing."""
+    X = low_rank(60, 40, 3)
+    dense = observe(X.nan, None, np.float64)
+    assert sizeof(dense) > 60 * 40 * (8 + 1)
+    sparse = observe(X.sparse().tocsr(), None, np.float64, validation=Share(0.1, 0))
+    assert sizeof(sparse) > X.mask.sum() * (8 + 4)
+    factor = np.ones((60, 1, 3))
+    assert sizeof(Moved(factor, (factor, factor), None)) > 3 * factor.nbytes

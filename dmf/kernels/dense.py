@@ -19,6 +19,7 @@ from dmf.kernels.coordinates import descend_coordinates as descend_coordinates
 from dmf.kernels.strips import PAIRS
 from dmf.kernels.strips import advance as advance
 from dmf.kernels.strips import directions as directions
+from dmf.sizes import Sized
 
 Array = Any  # an array of any array-API namespace
 
@@ -30,7 +31,7 @@ SUM_COLUMNS = 4096
 
 
 @dataclass(frozen=True)
-class DenseBlock:
+class DenseBlock(Sized):
     """A dense block of X and what is observed of it.
 
     Parameters

@@ -34,6 +34,7 @@ from dmf.kernels.vectors import (
     shortest_row,
     store,
 )
+from dmf.sizes import Sized
 
 Array = NDArray[Any]
 
@@ -42,7 +43,7 @@ AHEAD = 8
 
 
 @dataclass(frozen=True)
-class SparseBlock:
+class SparseBlock(Sized):
     """A sparse block of X in compressed rows: what is stored is observed.
 
     Parameters

@@ -21,6 +21,7 @@ from array_api_compat import array_namespace
 from dmf.kernels.strips import sizes
 from dmf.objective import Side, Terms
 from dmf.penalties import Penalty
+from dmf.sizes import Sized
 
 Array = Any
 Value = Any  # the engine's handle on something that will be computed
@@ -109,7 +110,7 @@ class Halo(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Moved:
+class Moved(Sized):
     """A strip after a half-step; no tuple, which Dask would look through for keys.
 
     Parameters
