@@ -172,7 +172,7 @@ def plan(
     Examples
     --------
     >>> import numpy as np, dmf
-    >>> found = dmf.plan(np.ones((1000, 800)), 8, calibrate=False)
+    >>> found = dmf.plan(np.ones((300, 200)), 8, calibrate=False)
     >>> found.grid, found.streamed, found.refusal
     ((1, 1), False, None)
     """

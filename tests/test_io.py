@@ -320,13 +320,13 @@ def test_write_that_outlives_a_failure_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     began, removed = threading.Event(), threading.Event()
-    remove = places._remove
+    remove = places.remove
 
     def removing(path: str) -> None:
         remove(path)
         removed.set()
 
-    monkeypatch.setattr(places, "_remove", removing)
+    monkeypatch.setattr(places, "remove", removing)
 
     class Slow:
         """Its chunk is written after others have failed, and before all is removed."""

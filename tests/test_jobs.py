@@ -5,10 +5,11 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dmf
+from dmf.engine import runner as engine_runner
 from dmf.engine.arrays import number_observed
+from dmf.engine.cost import Machine
 from dmf.io.matrices import open_matrix
 from dmf.io.versions import version_of
 from dmf.jobs.align import OtherMatrixError, align
@@ -565,30 +568,28 @@ def test_without_the_libraries_of_jobs(
     assert result.stderr == "Error: jobs need pydantic: pip install 'dmf[jobs]'\n"
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What `dmf.plan` returns, as far as jobs look at it."""
-
-    seconds: float
-    bytes = 7
-
-    def __str__(self) -> str:
-        return f"a round takes {self.seconds} s"
-
-
-def test_plans_are_shown_and_recorded(
-    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def plan(X: Any, rank: int, *, restarts: int, **options: Any) -> Plan:
-        return Plan(rank / 2 + restarts)
-
-    monkeypatch.setattr(dmf, "plan", plan, raising=False)
+def test_plans_are_shown_and_recorded(job: Path, tmp_path: Path) -> None:
     shown = run_job(job, "--dry-run").stdout
-    assert shown.endswith("no manifest of a former run\na round takes 2.5 s\n")
+    assert "full run: there is no manifest of a former run\nmatrix " in shown
+    assert re.search(r"^a round +[0-9.]+ m?s, [0-9]+ tasks$", shown, re.MULTILINE)
     run_job(job, "--set", "report.folder=runs")
     (folder,) = (tmp_path / "runs").iterdir()
-    assert RunRecord.read(folder).plan == {"seconds": 2.5, "bytes": 7}
+    record = RunRecord.read(folder)
+    m, n = record.input["shape"]
+    assert record.plan["shape"] == [m, n]
+    assert record.plan["bytes"] > record.plan["process"] > 0
+    assert record.plan["refusal"] is None
     assert "nothing to do" in run_job(job, "--dry-run").stdout.splitlines()[-1]
+
+
+def test_runs_that_cant_fit_are_refused(
+    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = Machine(2, memory=50e6)
+    monkeypatch.setattr(engine_runner.Threads, "machine", lambda self: small)
+    done = run_job(job, code=Exit.BAD_CONFIGURATION)
+    assert "but this machine has 50 MB; what would fit:" in done.stderr
+    assert not (tmp_path / "model.zarr").exists()
 
 
 # ------------------------------------------------------------------------------- guards

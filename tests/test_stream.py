@@ -141,7 +141,11 @@ def test_what_is_in_memory_cant_be_streamed() -> None:
         dmf.factorize(np.eye(4), 2, stream="yes")  # type: ignore[arg-type]
 
 
-def test_what_would_not_fit_is_streamed_and_says_so() -> None:
+def test_what_would_not_fit_is_streamed_and_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # What the tests before this one use of this process isn't meant.
+    monkeypatch.setattr(Threads, "used", lambda self: PROCESS)
     X = da.zeros((8000, 8000), chunks=(500, 8000), dtype=np.float32)
     with pytest.warns(PerformanceWarning, match="0.32 GB, too much for 0.7 GB"):
         data = load(X + 1, None, 4, Threads(), machine=Machine(2, memory=700e6))
