@@ -94,10 +94,11 @@ def factorize(
         of zeros in a sparse X.
     validation : float or array, optional
         What is held out to validate the fit on. A number in (0, 1): this share of the
-        observed entries, chosen by `seed`, row and column, and so the same for any
-        chunking. A bool array: the entries of X that it names. Numbers (NaN, or not
-        stored: not held out): entries that X doesn't have. Their RMSE and MAE are in
-        the history, and the factors of the best check are returned.
+        observed entries, chosen by `seed`, row and column (by their labels, if X has
+        any), and so the same for any chunking. A bool array: the entries of X that it
+        names. Numbers (NaN, or not stored: not held out): entries that X doesn't have.
+        Their RMSE and MAE are in the history, and the factors of the best check are
+        returned.
     patience : int, default 10
         With `validation`: stop after so many checks without a lower RMSE.
     start : Factorization, optional
@@ -195,6 +196,7 @@ def factorize(
     pair = check_penalty(penalty)
     settings = check_settings(
         X,
+        labels=labels,
         mask=mask,
         offsets=offsets,
         offset_penalty=offset_penalty,

@@ -182,6 +182,7 @@ def plan(
     restarts = check_integer("restarts", restarts, at_least=1)
     settings = check_settings(
         X,
+        labels=labels,
         mask=mask,
         unobserved_weight=unobserved_weight,
         validation=validation,

@@ -13,6 +13,7 @@ from dmf._checkpoint import check_checkpoint
 from dmf.engine.endings import Rules
 from dmf.engine.kinds import check_kinds
 from dmf.holdout import Share
+from dmf.labels import numbers_of
 from dmf.offsets import check_offsets
 from dmf.penalties import Penalty, Ridge, Smooth
 from dmf.solvers import NormalizedGradient, Solver
@@ -27,12 +28,15 @@ from dmf.validation import (
 if TYPE_CHECKING:
     from distributed import Client
 
+    from dmf.labels import Labels
+
 Array = Any
 
 
 def check_settings(
     X: Array,
     *,
+    labels: Labels | None = None,
     mask: Array | None = None,
     offsets: str = "none",
     offset_penalty: Any = "auto",
@@ -64,7 +68,7 @@ def check_settings(
         offsets=check_offsets(offsets),
         offset_penalty=check_offset_penalty(offset_penalty),
         unobserved_weight=check_share("unobserved_weight", unobserved_weight),
-        validation=check_validation(X, validation, seed),
+        validation=check_validation(X, validation, seed, labels),
         solver=solver,
         rules=Rules(
             max_rounds=check_integer("max_rounds", max_rounds, at_least=1),
@@ -86,7 +90,7 @@ def check_settings(
 OPTIONS = tuple(
     name
     for name in signature(check_settings).parameters
-    if name not in ("X", "mask", "validation", "drop_after")
+    if name not in ("X", "labels", "mask", "validation", "drop_after")
 )
 
 
@@ -137,7 +141,9 @@ def check_share(name: str, value: Any) -> float:
     return share
 
 
-def check_validation(X: Array, validation: Any, seed: int) -> Any:
+def check_validation(
+    X: Array, validation: Any, seed: int, labels: Labels | None
+) -> Any:
     """Return what is held out: a `Share`, an array that fits X, or None."""
     if validation is None:
         return None
@@ -155,7 +161,7 @@ def check_validation(X: Array, validation: Any, seed: int) -> Any:
     if share >= 1:
         msg = f"validation must be below 1, got {validation}; 0.1 holds out a tenth"
         raise ValueError(msg)
-    return Share(share, seed)
+    return Share(share, seed, numbers_of(labels))
 
 
 def check_callbacks(callbacks: Any) -> tuple[Callback, ...]:

@@ -9,6 +9,7 @@ from dmf.engine.arrays import blank_lazily, split_lazily
 from dmf.engine.kinds import is_dask
 from dmf.entries import is_sparse
 from dmf.holdout import Share, blank, part_of
+from dmf.labels import numbers_of
 from dmf.validation import check_integer, check_matrix, check_real
 
 Array = Any
@@ -58,7 +59,8 @@ def split_observed(X: Array, fraction: float, seed: int = 0) -> tuple[Array, Arr
     if check_real("fraction", fraction, positive=True) >= 1:
         msg = f"fraction must be below 1, got {fraction}; 0.1 holds out a tenth"
         raise ValueError(msg)
-    share = Share(float(fraction), check_integer("seed", seed, at_least=0))
+    seed = check_integer("seed", seed, at_least=0)
+    share = Share(float(fraction), seed, numbers_of(labels))
     if mask is not None:
         msg = (
             "the triplets have weights, which split_observed can't split; leave out "
@@ -91,8 +93,9 @@ def part_without_held_out(X: Array, validation: Any, cut: tuple[slice, slice]) -
         if is_dask(X):
             return part_at(split_lazily(X, validation, False, same_pattern=True), cut)
         # Of the part alone: the whole of X would take as long as a few rounds.
-        origin = (cut[0].start or 0, cut[1].start or 0)
-        return part_of(part_at(X, cut), validation, origin, False, same_pattern=True)
+        rows, columns = (range(n)[own] for n, own in zip(X.shape, cut, strict=True))
+        share, origin = validation.cut(rows, columns), (rows.start, columns.start)
+        return part_of(part_at(X, cut), share, origin, False, same_pattern=True)
     X = part_at(X, cut)
     if validation is None or validation.dtype != bool:
         return X

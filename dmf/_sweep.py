@@ -211,7 +211,12 @@ def sweep(
     ]
     drop_after = DROP_AFTER if check_bool("drop", drop) else None
     settings = check_settings(
-        X, mask=mask, validation=validation, drop_after=drop_after, **options
+        X,
+        labels=labels,
+        mask=mask,
+        validation=validation,
+        drop_after=drop_after,
+        **options,
     )
     check_compatible(shape, pairs, settings.solver)
     fits = fit_candidates(X, candidates, settings)

@@ -289,6 +289,14 @@ def impute(
 @click.option(
     "--restarts", type=int, default=1, show_default=True, help="Random starts at once."
 )
+@click.option("--validation", type=float, metavar="SHARE", help="As in factorize.")
+@click.option(
+    "--unobserved-weight",
+    type=float,
+    default=0.0,
+    metavar="WEIGHT",
+    help="As in factorize.",
+)
 @cluster_options
 @table_options
 @variable_option
@@ -298,6 +306,8 @@ def plan(
     mask: str | None,
     memory_limit: str | None,
     restarts: int,
+    validation: float | None,
+    unobserved_weight: float,
     scheduler: str | None,
     workers: int | None,
     duplicates: str,
@@ -321,6 +331,8 @@ def plan(
             rank,
             mask=_open_mask(mask, columns["index"]),
             restarts=restarts,
+            validation=validation,
+            unobserved_weight=unobserved_weight,
             memory_limit=memory_limit,
         )
         click.echo(f"{replace(found, refusal=None)}")

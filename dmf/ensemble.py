@@ -102,7 +102,7 @@ class Ensemble:
         restarts = check_integer("restarts", restarts, at_least=2)
         pair = check_penalty(options.pop("penalty", "auto"))
         check_options(options, "Ensemble.fit")
-        settings = check_settings(X, mask=mask, **options)
+        settings = check_settings(X, labels=labels, mask=mask, **options)
         check_compatible(shape, [pair], settings.solver)
         candidates = [Candidate(rank, pair, number) for number in range(restarts)]
         found = fit_candidates(X, candidates, settings)

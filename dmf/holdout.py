@@ -1,7 +1,8 @@
 """Which entries are held out: a hash of seed, row and column decides.
 
 The same entries are held out for any chunking, on any machine, and whether X is dense
-or sparse; an entry keeps its lot when X grows.
+or sparse; an entry keeps its lot when X grows and, where labels decide, also when rows
+and columns leave or change places.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ _STEP = 0x9E3779B97F4A7C15
 _FIRST = 0xBF58476D1CE4E5B9
 _SECOND = 0x94D049BB133111EB
 
+# Entries that are decided on at once.
+PART = 2**16
+
 
 class Share(NamedTuple):
     """A share of the observed entries, drawn by hash.
@@ -31,10 +35,34 @@ class Share(NamedTuple):
     fraction : float
         Between 0 and 1.
     seed : int
+    names : (array of uint64, array of uint64), optional
+        Numbers that stand for the labels of rows and columns: entries go by them, not
+        by their positions, and stay held out when others come and go.
     """
 
     fraction: float
     seed: int
+    names: tuple[Array, Array] | None = None
+
+    def cut(self, rows: range, columns: range) -> Share:
+        """Return the share of a part of the matrix."""
+        if self.names is None:
+            return self
+        own = zip(self.names, (rows, columns), strict=True)
+        first, second = (names[part.start : part.stop] for names, part in own)
+        return self._replace(names=(first, second))
+
+    def _numbers(
+        self, xp: Any, shape: tuple[int, int], origin: tuple[int, int]
+    ) -> tuple[Array, Array]:
+        """Return what the rows and columns of a part go by."""
+        if self.names is not None:
+            return xp.asarray(self.names[0]), xp.asarray(self.names[1])
+        rows, columns = (
+            xp.arange(start, start + size, dtype=xp.uint64)
+            for start, size in zip(origin, shape, strict=True)
+        )
+        return rows, columns
 
     def chosen(self, rows: Array, columns: Array) -> Array:
         """Return whether each entry is held out.
@@ -63,19 +91,16 @@ class Share(NamedTuple):
         ----------
         X : array, or scipy.sparse array in compressed rows
         origin : (row, column)
-            Where the part begins in the whole matrix.
+            Where the part begins in the whole matrix, unless the share has names: those
+            must be the part's.
         """
         if is_sparse(X):
-            rows = np.arange(X.shape[0], dtype=np.uint64) + np.uint64(origin[0])
-            columns = X.indices.astype(np.uint64) + np.uint64(origin[1])
+            rows, columns = self._numbers(np, X.shape, origin)
             # A row is mixed once, not once for each of its entries.
             of_row = np.repeat(self._mixed_rows(rows), np.diff(X.indptr))
-            return self._chosen(of_row, columns)
+            return self._chosen(of_row, columns[X.indices])
         xp = array_namespace(X)
-        rows, columns = (
-            xp.arange(start, start + size, dtype=xp.uint64)
-            for start, size in zip(origin, X.shape, strict=True)
-        )
+        rows, columns = self._numbers(xp, X.shape, origin)
         # In parts: the words take eight times as much as what they decide.
         step = max(1, PART // max(1, X.shape[1]))
         starts = range(0, max(1, X.shape[0]), step)
@@ -144,7 +169,4 @@ def _mixed(xp: Any, word: Array) -> Array:
 
 def _word(xp: Any, value: int) -> Array:
     # An array, not a number: arrays wrap around without a warning.
-    return xp.asarray([value], dtype=xp.uint64)  # Entries that are decided on at once.
-
-
-PART = 2**16
+    return xp.asarray([value], dtype=xp.uint64)

@@ -211,3 +211,25 @@ def _difference(axis: str, own: Index, its: Index) -> str:
 def shown(index: Index, k: int) -> str:
     """Return a label as Python writes it, without NumPy's names of types."""
     return repr(index[k : k + 1].tolist()[0])
+
+
+def numbers_of(labels: Labels | None) -> tuple[Array, Array] | None:
+    """Return numbers, of uint64, that stand for the labels of rows and of columns.
+
+    Whole numbers stand for themselves; where there are no names, positions do.
+    """
+    if labels is None:
+        return None
+    rows, columns = (
+        _hashed(index) if labels.named(axis) else np.arange(len(index))
+        for axis, index in enumerate((labels.rows, labels.columns))
+    )
+    return rows.astype(np.uint64), columns.astype(np.uint64)
+
+
+def _hashed(index: Index) -> Array:
+    if getattr(index.dtype, "kind", "O") in "iu":
+        return index.to_numpy()
+    import pandas as pd
+
+    return pd.util.hash_pandas_object(index, index=False).to_numpy()

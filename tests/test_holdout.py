@@ -8,8 +8,10 @@ from typing import Any
 
 import dask.array as da
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
+import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -405,3 +407,42 @@ def test_nothing_held_out_is_refused(form: str) -> None:
     X = form_of(low_rank(), form)
     with pytest.raises(ValueError, match="validation"):
         fitted(X, validation=1e-9)
+
+
+def shifted(m: int = 60) -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    days = pd.date_range("2026-01-01", periods=m)
+    return pd.DataFrame(
+        rng.standard_normal((m, 30)), days, [f"s{k}" for k in range(30)]
+    )
+
+
+def test_labels_decide_where_there_are_any() -> None:
+    """What is held out stays so when rows come and go, and columns change places."""
+    whole = shifted()
+    later = whole.iloc[7:, ::-1]
+    (_, first), (_, second) = (dmf.split_observed(X, 0.2) for X in (whole, later))
+    common = first.loc[later.index, later.columns]
+    assert 0.1 < second.notna().to_numpy().mean() < 0.3
+    pd.testing.assert_frame_equal(common, second)
+
+
+def test_whole_numbers_and_positions_are_one() -> None:
+    X = shifted().to_numpy()
+    (_, plain), (_, framed) = (dmf.split_observed(Y, 0.2) for Y in (X, pd.DataFrame(X)))
+    np.testing.assert_array_equal(plain, framed.to_numpy())
+
+
+@pytest.mark.parametrize("chunk", [60, 13])
+def test_fits_hold_out_by_labels_in_any_chunks(chunk: int) -> None:
+    frame = shifted()
+    array = xr.DataArray(
+        da.from_array(frame.to_numpy(), chunks=(chunk, 11)),
+        coords={"day": frame.index, "site": frame.columns},
+        dims=("day", "site"),
+    )
+    options: dict[str, Any] = {"validation": 0.2, "max_rounds": 3, "tol": 0}
+    ours, other = (dmf.factorize(X, 2, **options) for X in (frame, array))
+    assert ours.validation_rmse == pytest.approx(other.validation_rmse, rel=1e-9)
+    _, held_out = dmf.split_observed(frame, 0.2)
+    assert ours.score(held_out).rmse == pytest.approx(ours.validation_rmse, rel=1e-6)

@@ -588,7 +588,7 @@ def test_runs_that_cant_fit_are_refused(
     small = Machine(2, memory=50e6)
     monkeypatch.setattr(engine_runner.Threads, "machine", lambda self: small)
     done = run_job(job, code=Exit.BAD_CONFIGURATION)
-    assert "but this machine has 50 MB; what would fit:" in done.stderr
+    assert "but this machine has 50 MB, of which it may use 90%;" in done.stderr
     assert not (tmp_path / "model.zarr").exists()
 
 

@@ -19,6 +19,9 @@ from hypothesis import strategies as st
 
 import dmf
 from dmf.containers import Triplets, unwrap
+from dmf.entries import is_sparse
+from dmf.holdout import Share
+from dmf.labels import numbers_of
 from tests.problems import fitted, low_rank, same_factors
 
 pd = pytest.importorskip("pandas")
@@ -83,13 +86,28 @@ def both(X: Any, call: Callable[..., Any]) -> tuple[Any, Any]:
     return call(X), call(matrix, **({} if mask is None else {"mask": mask}))
 
 
+def held_out_of(X: Any, fraction: float) -> Any:
+    """Return what is held out of a container: its labels decide."""
+    matrix, labels = plain(X)[0], X.labels if isinstance(X, Triplets) else unwrap(X)[1]
+    numbers = np.meshgrid(*numbers_of(labels), indexing="ij")
+    chosen = Share(fraction, 0).chosen(*numbers)
+    return matrix.astype(bool).multiply(chosen) if is_sparse(matrix) else chosen
+
+
 @pytest.mark.parametrize("make", MAKES)
-@pytest.mark.parametrize("validation", [None, 0.2])
-def test_factorize(make: Make, validation: Any) -> None:
+def test_shares_that_are_held_out_go_by_labels(make: Make) -> None:
     X = make(PROBLEM.nan)
-    fit, expected = both(
-        X, lambda X, **own: fitted(X, validation=validation, **OPTIONS, **own)
-    )
+    matrix, mask = plain(X)
+    found = fitted(X, validation=0.2, **OPTIONS)
+    held_out = held_out_of(X, 0.2)
+    expected = fitted(matrix, mask=mask, validation=held_out, **OPTIONS)
+    assert same_factors(found, expected)
+
+
+@pytest.mark.parametrize("make", MAKES)
+def test_factorize(make: Make) -> None:
+    X = make(PROBLEM.nan)
+    fit, expected = both(X, lambda X, **own: fitted(X, **OPTIONS, **own))
     assert same_factors(fit, expected)
     assert expected.labels is None
     assert fit.labels.rows.tolist() == NAMES[:20]
@@ -201,7 +219,11 @@ def test_growth(make: Make, old: tuple[int, int]) -> None:
 def test_sweeps_and_ensembles(make: Make) -> None:
     X = make(PROBLEM.nan)
     options: dict[str, Any] = {"max_rounds": 4, "tol": 0}
-    found, expected = both(X, lambda X, **own: dmf.sweep(X, [1, 2], **options, **own))
+    matrix, mask = plain(X)
+    found = dmf.sweep(X, [1, 2], validation=0.1, **options)
+    options["validation"] = held_out_of(X, 0.1)
+    expected = dmf.sweep(matrix, [1, 2], mask=mask, **options)
+    del options["validation"]
     assert same_factors(found.best, expected.best)
     assert found.best.labels.rows.tolist() == NAMES[:20]
     assert [t.objective for t in found] == [t.objective for t in expected]

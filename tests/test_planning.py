@@ -140,4 +140,4 @@ def test_plan_from_the_shell(tmp_path: Path) -> None:
     assert refused.stdout.splitlines()[0] == "matrix         60 × 40, dense"
     (line,) = refused.stderr.splitlines()
     assert line.startswith("Error: the fit would take ")
-    assert "this machine has 50 MB; what would fit:" in line
+    assert "this machine has 50 MB, of which it may use 90%;" in line

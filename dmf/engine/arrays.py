@@ -171,9 +171,10 @@ def blank_lazily(X: Array, held_out: Array) -> Array:
     return da.map_blocks(blank, X, held_out, dtype=dtype, meta=meta.astype(dtype))
 
 
-def _split(X: Array, *, block_info: Any = None, **options: Any) -> Array:
-    (row, _), (column, _) = block_info[0]["array-location"]
-    return part_of(X, origin=(row, column), **options)
+def _split(X: Array, *, share: Share, block_info: Any = None, **options: Any) -> Array:
+    rows, columns = (range(*ends) for ends in block_info[0]["array-location"])
+    origin = (rows.start, columns.start)
+    return part_of(X, share.cut(rows, columns), origin, **options)
 
 
 def _count(X: Array, mask: Array | None) -> Array:

@@ -29,6 +29,8 @@ from dmf.observed import Observed, observe
 from dmf.totals import Totals
 from dmf.validation import refuse_empty, working_dtype
 
+# Returns what makes a block of these rows and columns of X.
+Look = Callable[[range, range], Callable[..., Observed]]
 # The share of the spread that rounding may take of a loss without residuals.
 DROWNED = 1e-5
 
@@ -177,10 +179,15 @@ def load(
     beside = {name: Y for name, Y in given.items() if hasattr(Y, "shape")}
     for name, Y in beside.items():
         check_kinds(X, Y, name)
-    options: dict[str, Any] = {"unobserved": unobserved}
-    if isinstance(validation, Share):
-        options["validation"] = validation
-    look = partial(_observe_at, names=tuple(beside), dtype=dtype, options=options)
+
+    def look(rows: range, columns: range) -> Callable[..., Observed]:
+        """Return what makes a block of a part of X, and of what is beside it."""
+        options: dict[str, Any] = {"dtype": dtype, "unobserved": unobserved}
+        if isinstance(validation, Share):
+            options["validation"] = validation.cut(rows, columns)
+        origin = (rows.start, columns.start)
+        return partial(_observe, kind, tuple(beside), origin=origin, **options)
+
     work = work_of(
         X,
         rank,
@@ -250,7 +257,7 @@ def _told(validation: Any) -> str:
 
 
 def _cut_arrays(
-    matrices: list[Any], layout: Layout, look: Callable[..., Observed], token: str
+    matrices: list[Any], layout: Layout, look: Look, token: str
 ) -> dict[Key, Any]:
     """Cut arrays in memory, on threads of this process.
 
@@ -258,9 +265,9 @@ def _cut_arrays(
     """
 
     def block(i: int, j: int) -> Observed:
-        rows, columns = _slice(grid.strip(0, i)), _slice(grid.strip(1, j))
-        parts = [Y[rows, columns] for Y in matrices]
-        return look(layout.work.kind, rows.start, columns.start, *parts)
+        rows, columns = grid.strip(0, i), grid.strip(1, j)
+        parts = (Y[_slice(rows), _slice(columns)] for Y in matrices)
+        return look(rows, columns)(*parts)
 
     grid = layout.grid
     places = {_block_key(token, 0, i, j): (i, j) for i, j in grid.places()}
@@ -272,7 +279,7 @@ def _load_dask(
     X: Any,
     beside: dict[str, Any],
     layout: Layout,
-    look: Callable[..., Observed],
+    look: Look,
     token: str,
     runner: Runner,
 ) -> dict[Key, Leaf]:
@@ -294,8 +301,7 @@ def _load_dask(
     parts = [array.__dask_keys__() for array in arrays]
     tasks: dict[Key, Any] = {}
     for i, j in grid.places():
-        origin = (grid.strip(0, i).start, grid.strip(1, j).start)
-        here = partial(look, layout.work.kind, *origin)
+        here = look(grid.strip(0, i), grid.strip(1, j))
         sources = tuple(part[i][j] for part in parts)
         tasks[_block_key(token, 0, i, j)] = (
             (Streamed.first, Recipe.of(here, graph, sources))
@@ -335,16 +341,8 @@ def _aligned(X: Any, name: str, grid: Grid, runner: Runner, apart: bool) -> Any:
     return in_chunks(X, chunks, runner)
 
 
-def _observe_at(
-    kind: str,
-    row: int,
-    column: int,
-    X: Any,
-    *beside: Any,
-    names: tuple[str, ...],
-    dtype: np.dtype[Any],
-    options: dict[str, Any],
-    again: bool = False,
+def _observe(
+    kind: str, names: tuple[str, ...], X: Any, *beside: Any, **options: Any
 ) -> Observed:
     """Observe a block of X, with the blocks of what is given beside it."""
     if block_kind(X) != kind:
@@ -353,8 +351,8 @@ def _observe_at(
             f"says {kind}; give map_blocks the right meta="
         )
         raise ValueError(msg)
-    given = {"mask": None, **options, **dict(zip(names, beside, strict=True))}
-    return observe(X, dtype=dtype, origin=(row, column), again=again, **given)
+    given = {"mask": None, **dict(zip(names, beside, strict=True))}
+    return observe(X, **given, **options)
 
 
 def _count(

@@ -183,13 +183,14 @@ def refusal(layout: Layout, used: float) -> str | None:
         ways += [f"{count} such workers"] if count else []
     elif not layout.work.streamed:
         ways.append("X as a Dask array, a .npy file or a Zarr array, read in parts")
-    ways.append(f"{gigabytes(needed.total)} of memory")
+    ways.append(f"{gigabytes(needed.total / MOST)} of memory")
     where = "each worker has" if machine.workers else "this machine has"
     return (
         f"the fit would take {gigabytes(needed.total)} of memory "
         f"({gigabytes(needed.data)} for data, {gigabytes(needed.factors)} for factors, "
         f"{gigabytes(needed.temporaries)} for a while), but {where} "
-        f"{gigabytes(machine.memory)}; what would fit: {', or '.join(ways)}"
+        f"{gigabytes(machine.memory)}, of which it may use {MOST:.0%}; what would fit: "
+        f"{', or '.join(ways)}"
     )
 
 

@@ -21,6 +21,7 @@ from dmf.holdout import Share
 from dmf.io.checkpoints import CheckpointStore
 from dmf.jobs.align import Aligned
 from dmf.jobs.config import Job, PenaltySection
+from dmf.labels import numbers_of
 from dmf.status import Status
 
 Array = Any
@@ -84,7 +85,11 @@ def folded_in(job: Job, found: Aligned) -> Found:
     X, mask, labels = unwrap_pair(found.X, found.mask)
     share = None
     if job.model.validation is not None:
-        share = Share(job.model.validation, job.model.seed)
+        share = Share(
+            job.model.validation,
+            job.model.seed,
+            numbers_of(labels),
+        )
     fit = replace(
         grown(found.last, X, mask, share),
         labels=labels,
