@@ -31,7 +31,7 @@ from dmf.jobs.align import OtherMatrixError, align
 from dmf.jobs.exits import Exit
 from dmf.jobs.manifest import Manifest, decide, input_versions
 from dmf.jobs.problems import read_job
-from dmf.jobs.record import RunRecord
+from dmf.jobs.record import RUN_ID, RunRecord
 from dmf.labels import Labels
 from tests.jobs import PROBLEM, job_file, manifest_in, run_job, told, write_rows
 from tests.problems import FORMS as FORMS_OF_X
@@ -683,8 +683,15 @@ def test_every_run_leaves_a_record(job: Path, tmp_path: Path) -> None:
     names = [name for name, _ in done.stages]
     assert names[-3:] == ["compare", "write", "publish"]
     assert sum(seconds for _, seconds in done.stages) <= done.seconds + 0.01
+    # What has another name isn't a run's folder, whatever is in it.
+    for name in ("mine", "20261122T030000"):
+        (tmp_path / "runs" / name).mkdir()
+        (tmp_path / "runs" / name / "run.json").write_text("{}")
     run_job(job, *keep)
-    assert len(os.listdir(tmp_path / "runs")) == 3
+    names = set(os.listdir(tmp_path / "runs"))
+    assert {"mine", "20261122T030000"} < names
+    assert len(names) == 5
+    assert sum(bool(re.fullmatch(RUN_ID, name)) for name in names) == 3
 
 
 def test_warnings_are_logged_and_recorded(
@@ -742,7 +749,11 @@ def test_on_so_many_threads(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 @pytest.mark.cluster
 def test_on_processes(job: Path, tmp_path: Path) -> None:
-    run_job(job, "--set", "cluster.kind=processes", "--set", "cluster.workers=2")
+    where = ("--set", "cluster.kind=processes", "--set", "cluster.workers=2")
+    run_job(job, *where, "--set", "report.folder=runs")
+    (folder,) = (tmp_path / "runs").iterdir()
+    # The memory of this process isn't what the workers took.
+    assert set(RunRecord.read(folder).measured) == {"seconds"}
     X = np.load(tmp_path / "X.npy")
     expected = dmf.factorize(X, 3, validation=0.1)
     fit = model_in(tmp_path)

@@ -20,10 +20,6 @@ class Exit(IntEnum):
     REFUSED = 7
     INTERRUPTED = 130
 
-    @property
-    def meaning(self) -> str:
-        return MEANINGS[self]
-
 
 MEANINGS = {
     Exit.DONE: "done, or nothing to do",

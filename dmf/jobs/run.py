@@ -176,7 +176,7 @@ def _do(run: Run, todo: ToDo) -> str:
     with stage(record, "publish", Exit.UNEXPECTED):
         publish(moves, manifest_of(run, mode, found, moves), run.paths)
         clear_checkpoint(job)
-    tell_measured(record)
+    tell_measured(job, record)
     return f"done: a {mode} run; {found.fit.status}"
 
 
