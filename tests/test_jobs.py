@@ -473,7 +473,7 @@ def test_bad_input(job: Path, tmp_path: Path) -> None:
     result = run_job(job, code=Exit.BAD_INPUT)
     assert told(result).startswith("X is infinite in row 3, column 4")
     assert not (tmp_path / "filled.npy").exists()
-    result = run_job(job, "--set", "model.rank=31", code=Exit.BAD_INPUT)
+    result = run_job(job, "--set", "model.rank=31", code=2)
     assert told(result).startswith("rank must be at most min(m, n) = 30 for X of shape")
     np.save(tmp_path / "X.npy", np.empty((0, 30)))
     result = run_job(job, code=Exit.BAD_INPUT)
@@ -650,7 +650,7 @@ def test_logs_are_lines_of_json(job: Path, tmp_path: Path) -> None:
     rounds = [line["round"] for line in lines if line["event"] == "round"]
     assert rounds == list(range(1, manifest_in(tmp_path)["result"]["rounds"] + 1))
     assert all({"time", "level", "event"} <= line.keys() for line in lines)
-    result = run_job(job, *options, "--set", "model.rank=31", code=3)
+    result = run_job(job, *options, "--set", "model.rank=31", code=2)
     assert result.stderr.startswith("Error: rank must be at most min(m, n) = 30")
 
 
@@ -658,13 +658,13 @@ def test_every_run_leaves_a_record(job: Path, tmp_path: Path) -> None:
     keep = ("--set", "report.folder=runs", "--set", "report.keep=3")
     run_job(job, *keep)
     run_job(job, *keep)
-    run_job(job, *keep, "--set", "model.rank=31", code=3)
+    run_job(job, *keep, "--set", "model.rank=31", code=2)
     records = [RunRecord.read(folder) for folder in (tmp_path / "runs").iterdir()]
     done, nothing, bad = sorted(
         records, key=lambda record: (record.code, -len(record.rounds))
     )
-    assert [one.code for one in (done, nothing, bad)] == [0, 0, 3]
-    assert bad.outcome == "bad input"
+    assert [one.code for one in (done, nothing, bad)] == [0, 0, 2]
+    assert bad.outcome == "bad configuration"
     assert bad.message.startswith("rank must be at most")
     assert nothing.message.startswith("nothing to do")
     assert done.name == "job"

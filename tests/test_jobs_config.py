@@ -403,6 +403,7 @@ def overridden(text: str) -> Any:
     [
         ("s3://me:pass@host/x", f"s3://{HIDDEN}@host/x"),
         ("can't open http://a:b@c/d: no", f"can't open http://{HIDDEN}@c/d: no"),
+        ('bucket name "me:pass@host" is bad', f'bucket name "{HIDDEN}@host" is bad'),
         (
             "https://h/x?X-Amz-Signature=ab&n=1",
             f"https://h/x?X-Amz-Signature={HIDDEN}&n=1",

@@ -23,6 +23,7 @@ from dmf.jobs.record import FILE, RUN_ID, RunRecord
 if TYPE_CHECKING:
     from dmf._plan import Plan
     from dmf.jobs.fit import Found
+    from dmf.jobs.manifest import Manifest
 
 LIBRARIES = ("numpy", "scipy", "numba", "dask", "distributed", "zarr")
 # Runs that came so far have something to tell in a report.
@@ -86,6 +87,14 @@ def tell_findings(job: Job, record: RunRecord, X: Any, mask: Any, found: Found) 
             from dmf.jobs.findings import find
 
             record.findings = find(X, mask, found.fit)
+
+
+def tell_last(record: RunRecord, last: Manifest) -> None:
+    """Record what the last run has found in the same input."""
+    told, result = ("shape", "missing"), last.result
+    record.input |= {name: result[name] for name in told if name in result}
+    errors = {name: result.get(name) for name in ("rmse", "mae")}
+    record.validation = {k: v for k, v in errors.items() if v is not None}
 
 
 def tell_measured(job: Job, record: RunRecord) -> None:
