@@ -85,7 +85,11 @@ def _show(job: Job) -> None:
     from dmf.jobs.secrets import without_secrets
 
     todo = look(job)
-    for section, settings in without_secrets(job.model_dump(mode="json")).items():
+    shown = without_secrets(job.model_dump(mode="json"))
+    if not job.model.validation:
+        # It has nothing to compare, and is refused where it's given.
+        del shown["guards"]["worsened"]
+    for section, settings in shown.items():
         click.echo(f"[{section}]")
         for key, value in settings.items():
             if value is not None:

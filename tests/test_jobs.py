@@ -475,6 +475,8 @@ def test_bad_input(job: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "filled.npy").exists()
     result = run_job(job, "--set", "model.rank=31", code=2)
     assert told(result).startswith("rank must be at most min(m, n) = 30 for X of shape")
+    result = run_job(job, "--set", "output.matrix=filled.csv", code=2)
+    assert "filled.csv would be a table, but the input isn't a mat" in told(result)
     np.save(tmp_path / "X.npy", np.empty((0, 30)))
     result = run_job(job, code=Exit.BAD_INPUT)
     assert "(0, 30)" in told(result)
@@ -592,6 +594,86 @@ def test_runs_that_cant_fit_are_refused(
     assert not (tmp_path / "model.zarr").exists()
 
 
+def test_a_plan_is_refused_before_all_is_read(
+    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*arguments: Any) -> None:
+        raise AssertionError
+
+    small = Machine(2, memory=50e6)
+    monkeypatch.setattr(engine_runner.Threads, "machine", lambda self: small)
+    monkeypatch.setattr("dmf.engine.arrays.number_observed", read)
+    run_job(job, code=Exit.BAD_CONFIGURATION)
+
+
+def test_a_dry_run_refuses_what_a_run_refuses(
+    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        small = Machine(2, memory=50e6)
+        patch.setattr(engine_runner.Threads, "machine", lambda self: small)
+        result = run_job(job, "--dry-run", code=Exit.BAD_CONFIGURATION)
+        assert "full run: there is no manifest" in result.stdout
+        assert re.search(r"^memory +", result.stdout, re.MULTILINE)
+        assert "what would fit:" not in result.stdout
+        assert "but this machine has 50 MB; what would fit:" in result.stderr
+    (tmp_path / "filled.npy").mkdir()
+    result = run_job(job, "--dry-run", code=Exit.BAD_CONFIGURATION)
+    assert "filled.npy exists and isn't a file, so that it won't" in result.stderr
+
+
+def test_a_dry_run_plans_where_a_run_would_be(
+    job: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = ("--set", "cluster.kind=threads", "--set", "cluster.threads=3")
+    shown = run_job(job, "--dry-run", *threads).stdout
+    assert re.search(r"^runs on +3 threads of this process$", shown, re.MULTILINE)
+    monkeypatch.setattr("dmf.engine.cluster.CONNECT_SECONDS", 0.2)
+    where = ("--set", "cluster.kind=scheduler", "--set", "cluster.address=nowhere")
+    result = run_job(job, "--dry-run", *where, code=Exit.CLUSTER_LOST)
+    assert "can't connect to a Dask scheduler at nowhere (" in result.stderr
+    given = ["kind=slurm", "jobs=1", "cores=1", "memory=1GB"]
+    options = [part for one in given for part in ("--set", f"cluster.{one}")]
+    last = run_job(job, "--dry-run", *options).stdout.splitlines()[-1]
+    assert last == "the plan of the fit is made when the cluster is there"
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_a_dry_run_plans_for_processes(job: Path) -> None:
+    where = ("--set", "cluster.kind=processes", "--set", "cluster.workers=2")
+    shown = run_job(job, "--dry-run", *where).stdout
+    assert re.search(r"^runs on +2 workers, 2 threads in all$", shown, re.MULTILINE)
+
+
+@pytest.mark.parametrize("every", [3, "90s", "5min", "2h", "120s"])
+def test_what_a_dry_run_shows_can_be_read_back(
+    every: int | str, tmp_path: Path
+) -> None:
+    write_rows(tmp_path)
+    path = job_file(
+        tmp_path,
+        checkpoint={"every": every},
+        model={"penalty": {"ridge": 0.5, "by_count": True}},
+        job={"name": "π \N{GRINNING FACE}"},
+        cluster={
+            "kind": "kubernetes",
+            "image": "dmf",
+            "workers": 1,
+            "env": {"A": "1"},
+        },
+    )
+    job = read_job(path, {})
+    shown = run_job(path, "--dry-run").stdout
+    path.write_text(shown.rsplit("\n\n", 1)[0])
+    assert read_job(path, {}) == job
+    # A guard that has nothing to compare is left out.
+    path = job_file(tmp_path, model={"validation": None})
+    job = read_job(path, {})
+    path.write_text(run_job(path, "--dry-run").stdout.split("\nfull run: ")[0])
+    assert read_job(path, {}) == job
+
+
 # ------------------------------------------------------------------------------- guards
 
 
@@ -623,6 +705,13 @@ def test_a_model_that_has_worsened_is_refused(job: Path, tmp_path: Path) -> None
     # Whoever allows it gets it, without another fit: it goes on from the checkpoint.
     run_job(job, "--set", "guards.worsened=1000")
     assert manifest_in(tmp_path)["result"]["rmse"] > 1.1 * last
+
+
+def test_models_of_other_settings_are_not_compared(job: Path, tmp_path: Path) -> None:
+    run_job(job)
+    # One factor can't do what three do: that is what was asked for.
+    result = run_job(job, "--set", "model.rank=1", "--set", "guards.worsened=0.01")
+    assert told(result).startswith("done: a full run")
 
 
 def test_a_matrix_of_gaps_is_refused(job: Path, tmp_path: Path) -> None:
@@ -692,6 +781,25 @@ def test_every_run_leaves_a_record(job: Path, tmp_path: Path) -> None:
     assert {"mine", "20261122T030000"} < names
     assert len(names) == 5
     assert sum(bool(re.fullmatch(RUN_ID, name)) for name in names) == 3
+
+
+def test_a_run_with_nothing_to_do_tells_what_is_known(
+    job: Path, tmp_path: Path
+) -> None:
+    keep = ("--set", "report.prometheus=dmf.prom")
+
+    def told_of() -> dict[str, str]:
+        lines = (tmp_path / "dmf.prom").read_text().splitlines()
+        found = (re.fullmatch(r"dmf_run_(\w+)\{.*\} (.*)", line) for line in lines)
+        return {match[1]: match[2] for match in found if match}
+
+    run_job(job, *keep)
+    first = told_of()
+    assert told(run_job(job, *keep)).startswith("nothing to do")
+    second = told_of()
+    same = ("input_rows", "input_columns", "input_missing_ratio", "validation_rmse")
+    for name in (*same, "validation_mae"):
+        assert second[name] == first[name]
 
 
 def test_warnings_are_logged_and_recorded(

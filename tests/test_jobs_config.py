@@ -365,6 +365,16 @@ def test_problems_say_where_a_value_is_from(tmp_path: Path) -> None:
         read_job(path, {}, ["model.rnak=3"])
 
 
+def test_unknown_tables_say_where_they_are_from(tmp_path: Path) -> None:
+    path = job_file(tmp_path)
+    with pytest.raises(JobError) as caught:
+        read_job(path, {"DMF_FOO__BAR": "1"})
+    told = str(caught.value).removeprefix(f"{path}: ")
+    assert told.startswith(
+        "foo isn't a known key (from the variable DMF_FOO__BAR); a j"
+    )
+
+
 @pytest.mark.parametrize("given", ["rank=3", "model.rank", "=3", "model.=3", ""])
 def test_set_needs_a_key_and_a_value(given: str, tmp_path: Path) -> None:
     (line,) = problems(tmp_path, given)
