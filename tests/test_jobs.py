@@ -638,10 +638,10 @@ def test_a_dry_run_plans_where_a_run_would_be(
     assert last == "the plan of the fit is made when the cluster is there"
 
 
-@pytest.mark.slow
 @pytest.mark.cluster
-def test_a_dry_run_plans_for_processes(job: Path) -> None:
-    where = ("--set", "cluster.kind=processes", "--set", "cluster.workers=2")
+def test_a_dry_run_plans_for_a_cluster(job: Path, cluster: Any) -> None:
+    address = f"cluster.address={cluster.scheduler_address}"
+    where = ("--set", "cluster.kind=scheduler", "--set", address)
     shown = run_job(job, "--dry-run", *where).stdout
     assert re.search(r"^runs on +2 workers, 2 threads in all$", shown, re.MULTILINE)
 
