@@ -11,7 +11,7 @@ import click
 from dmf._shell import reported
 
 
-@click.command(epilog="Example: dmf report runs/20261122T030000Z-k3f")
+@click.command(epilog="Example: dmf report runs/20261122T121418-b1c3c7")
 @click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
 @click.option(
     "--output",

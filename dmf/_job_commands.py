@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from dmf._shell import reported
-from dmf.jobs.exits import MEANINGS, JobError
+from dmf.jobs.exits import MEANINGS, Exit, JobError
 
 if TYPE_CHECKING:
     from dmf.jobs.config import Job
@@ -41,15 +43,15 @@ def run(file: Path, given: tuple[str, ...], dry_run: bool) -> None:
 
     `dmf init` writes a FILE to begin with. Nothing is done if input, settings and
     outputs are those of the last run. Outputs appear when all of them are complete.
-    Ctrl-C and SIGTERM save a checkpoint first; the next run goes on from it, also after
-    a run that was killed.
+    A fit that Ctrl-C or SIGTERM ends saves a checkpoint first; the next run goes on
+    from it, also after a run that was killed.
     """
     with reported("interrupted"):
         read_job, run_job = _functions()
         try:
             job = read_job(file, os.environ, given)
             if dry_run:
-                click.echo(_described(job))
+                _show(job)
                 return
         except JobError as error:
             _fail(error)
@@ -76,24 +78,43 @@ def _fail(error: JobError) -> None:
     raise SystemExit(int(error.code))
 
 
-def _described(job: Job) -> str:
-    """Return the settings of a job, what it would do, and what that would take."""
-    import json
-
+def _show(job: Job) -> None:
+    """Show the settings of a job, what it would do, and what that would take."""
+    from dmf.jobs.config import Kubernetes, Slurm
     from dmf.jobs.run import look, plan_of
     from dmf.jobs.secrets import without_secrets
 
     todo = look(job)
-    plan = plan_of(job, todo)
+    shown = without_secrets(job.model_dump(mode="json"))
+    if not job.model.validation:
+        # It has nothing to compare, and is refused where it's given.
+        del shown["guards"]["worsened"]
+    for section, settings in shown.items():
+        click.echo(f"[{section}]")
+        for key, value in settings.items():
+            if value is not None:
+                click.echo(f"{key} = {_toml(value)}")
+        click.echo()
+    click.echo(f"{todo}")
+    if todo.action not in ("full", "warm"):
+        return
+    if isinstance(job.cluster, Slurm | Kubernetes):
+        click.echo("the plan of the fit is made when the cluster is there")
+        return
+    plan = plan_of(job)
+    click.echo(f"{replace(plan, refusal=None)}")
+    if plan.refusal is not None:
+        raise JobError(Exit.BAD_CONFIGURATION, plan.refusal)
 
-    lines = []
-    for section, settings in without_secrets(job.model_dump(mode="json")).items():
-        lines.append(f"[{section}]")
-        lines += [
-            f"{k} = {json.dumps(v)}" for k, v in settings.items() if v is not None
-        ]
-        lines.append("")
-    return "\n".join([*lines, str(todo), *([plan] if plan else [])])
+
+def _toml(value: Any) -> str:
+    """Return a value as a job file may hold it."""
+    if isinstance(value, dict):
+        pairs = (f"{json.dumps(key)} = {_toml(item)}" for key, item in value.items())
+        return "{ " + ", ".join(pairs) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return json.dumps(value, ensure_ascii=False)
 
 
 @click.command(epilog="Example: dmf init job.toml")

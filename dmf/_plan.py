@@ -153,7 +153,8 @@ def plan(
         Bytes of a worker, or as in "8 GiB". Default: what it has.
     calibrate : bool, default True
         Whether a few rounds of small problems tell how fast this place is, in about two
-        seconds. Otherwise seconds are those of the machine that dmf was measured on.
+        seconds. Otherwise, and where a fit can't work, seconds are those of the machine
+        that dmf was measured on.
 
     Returns
     -------
@@ -206,7 +207,9 @@ def plan(
             work = replace(work, stored=_stored(X))
         layout = layout_for(X, work, machine, beside=beside, stream=stream)
         used, speed = runner.used(), None  # before the calibration
-        if check_bool("calibrate", calibrate):
+        refused = refusal(layout, used)
+        # The small fits of a calibration would be refused for want of memory, too.
+        if check_bool("calibrate", calibrate) and refused is None:
             speed = calibrated(layout, X, client)
     work, grid = layout.work, layout.grid.shape
     needed = layout.bytes(used)
@@ -226,5 +229,5 @@ def plan(
         factors=needed.factors,
         temporaries=needed.temporaries,
         memory=machine.memory,
-        refusal=refusal(layout, used),
+        refusal=refused,
     )

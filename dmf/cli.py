@@ -156,7 +156,7 @@ def factorize(
     was asked for, and exit with status 130.
     """
     from dmf.io import model
-    from dmf.io.matrices import open_matrix
+    from dmf.io.matrices import open_mask, open_matrix
     from dmf.io.tables import Columns
 
     if ridge is None and ridge_by_count is not None:
@@ -170,7 +170,7 @@ def factorize(
         fit = dmf.factorize(
             X,
             rank,
-            mask=_open_mask(mask, columns["index"]),
+            mask=open_mask(mask, columns["index"]),
             offsets=offsets,
             penalty=_penalty(ridge, bool(ridge_by_count), non_negative),
             unobserved_weight=unobserved_weight,
@@ -191,17 +191,6 @@ def factorize(
     if fit.status.code == "interrupted":
         click.echo(f"{fit.status}; saved as {output}", err=True)
         raise SystemExit(INTERRUPTED)
-
-
-def _open_mask(mask: str | None, index: str | None) -> Any:
-    """Open a mask; one that is a table has its labels where INPUT has them."""
-    from dmf.io.matrices import open_matrix
-    from dmf.io.tables import SUFFIXES, Columns, suffix_of
-
-    if mask is None:
-        return None
-    table = suffix_of(mask) in SUFFIXES
-    return open_matrix(mask, Columns(index=index) if table else None)
 
 
 def _penalty(
@@ -254,6 +243,7 @@ def impute(
     from dmf.io.matrices import (
         check_output,
         check_writable,
+        open_mask,
         open_matrix,
         write_matrix,
     )
@@ -268,7 +258,7 @@ def impute(
         filled = dmf.impute(
             X,
             dmf.load(url),
-            mask=_open_mask(mask, columns["index"]),
+            mask=open_mask(mask, columns["index"]),
         )
         write_matrix(filled, output, overwrite)
     if not quiet:
@@ -319,7 +309,7 @@ def plan(
     That is the blocks it is cut into, whether they stay in memory, tasks and seconds of
     a round, and bytes of a worker. A fit that can't work is refused, with what would.
     """
-    from dmf.io.matrices import open_matrix
+    from dmf.io.matrices import open_mask, open_matrix
     from dmf.io.tables import Columns
 
     with (
@@ -329,7 +319,7 @@ def plan(
         found = dmf.plan(
             open_matrix(input, Columns(**columns), duplicates, variable),
             rank,
-            mask=_open_mask(mask, columns["index"]),
+            mask=open_mask(mask, columns["index"]),
             restarts=restarts,
             validation=validation,
             unobserved_weight=unobserved_weight,

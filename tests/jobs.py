@@ -43,7 +43,7 @@ def job_file(folder: Path, **sections: dict[str, Any]) -> Path:
 def _toml(value: Any) -> str:
     if isinstance(value, dict):
         return "{" + ", ".join(f"{k} = {_toml(v)}" for k, v in value.items()) + "}"
-    return json.dumps(value)
+    return json.dumps(value, ensure_ascii=False)
 
 
 def write_rows(folder: Path, rows: int = 100, X: Any = None) -> Any:

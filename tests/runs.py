@@ -29,7 +29,7 @@ def record(**changes: Any) -> RunRecord:
     fit, found = _fitted()
     values = {
         "name": "panel",
-        "id": "20261122T030000Z-abc",
+        "id": "20261122T030000-abc123",
         "started": "2026-11-22T03:00:00+00:00",
         "seconds": 83.5,
         "outcome": "done",

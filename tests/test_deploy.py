@@ -135,6 +135,8 @@ def test_scripts_of_slurm(path: Path) -> None:
     first = next(k for k, line in enumerate(lines) if line and line[0] != "#")
     assert directives
     assert max(directives) < first
+    # srun doesn't pass on how many processors sbatch was asked for.
+    assert 'srun --ntasks=1 --cpus-per-task="$SLURM_CPUS_PER_TASK"' in path.read_text()
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd")
@@ -151,6 +153,8 @@ def test_units_of_systemd(path: Path, tmp_path: Path) -> None:
     )
     told = [line for line in done.stderr.splitlines() if path.stem in line]
     assert told == []
+    # A private folder would hide the locks of models behind URLs from each other.
+    assert "PrivateTmp" not in path.read_text()
     codes = re.findall(r"SuccessExitStatus=(.*)", path.read_text())
     for one in " ".join(codes).split():
         assert Exit(int(one))

@@ -31,7 +31,7 @@ from dmf.jobs.align import OtherMatrixError, align
 from dmf.jobs.exits import Exit
 from dmf.jobs.manifest import Manifest, decide, input_versions
 from dmf.jobs.problems import read_job
-from dmf.jobs.record import RunRecord
+from dmf.jobs.record import RUN_ID, RunRecord
 from dmf.labels import Labels
 from tests.jobs import PROBLEM, job_file, manifest_in, run_job, told, write_rows
 from tests.problems import FORMS as FORMS_OF_X
@@ -473,8 +473,10 @@ def test_bad_input(job: Path, tmp_path: Path) -> None:
     result = run_job(job, code=Exit.BAD_INPUT)
     assert told(result).startswith("X is infinite in row 3, column 4")
     assert not (tmp_path / "filled.npy").exists()
-    result = run_job(job, "--set", "model.rank=31", code=Exit.BAD_INPUT)
+    result = run_job(job, "--set", "model.rank=31", code=2)
     assert told(result).startswith("rank must be at most min(m, n) = 30 for X of shape")
+    result = run_job(job, "--set", "output.matrix=filled.csv", code=2)
+    assert "filled.csv would be a table, but the input isn't a mat" in told(result)
     np.save(tmp_path / "X.npy", np.empty((0, 30)))
     result = run_job(job, code=Exit.BAD_INPUT)
     assert "(0, 30)" in told(result)
@@ -592,6 +594,86 @@ def test_runs_that_cant_fit_are_refused(
     assert not (tmp_path / "model.zarr").exists()
 
 
+def test_a_plan_is_refused_before_all_is_read(
+    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*arguments: Any) -> None:
+        raise AssertionError
+
+    small = Machine(2, memory=50e6)
+    monkeypatch.setattr(engine_runner.Threads, "machine", lambda self: small)
+    monkeypatch.setattr("dmf.engine.arrays.number_observed", read)
+    run_job(job, code=Exit.BAD_CONFIGURATION)
+
+
+def test_a_dry_run_refuses_what_a_run_refuses(
+    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        small = Machine(2, memory=50e6)
+        patch.setattr(engine_runner.Threads, "machine", lambda self: small)
+        result = run_job(job, "--dry-run", code=Exit.BAD_CONFIGURATION)
+        assert "full run: there is no manifest" in result.stdout
+        assert re.search(r"^memory +", result.stdout, re.MULTILINE)
+        assert "what would fit:" not in result.stdout
+        assert "but this machine has 50 MB; what would fit:" in result.stderr
+    (tmp_path / "filled.npy").mkdir()
+    result = run_job(job, "--dry-run", code=Exit.BAD_CONFIGURATION)
+    assert "filled.npy exists and isn't a file, so that it won't" in result.stderr
+
+
+def test_a_dry_run_plans_where_a_run_would_be(
+    job: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = ("--set", "cluster.kind=threads", "--set", "cluster.threads=3")
+    shown = run_job(job, "--dry-run", *threads).stdout
+    assert re.search(r"^runs on +3 threads of this process$", shown, re.MULTILINE)
+    monkeypatch.setattr("dmf.engine.cluster.CONNECT_SECONDS", 0.2)
+    where = ("--set", "cluster.kind=scheduler", "--set", "cluster.address=nowhere")
+    result = run_job(job, "--dry-run", *where, code=Exit.CLUSTER_LOST)
+    assert "can't connect to a Dask scheduler at nowhere (" in result.stderr
+    given = ["kind=slurm", "jobs=1", "cores=1", "memory=1GB"]
+    options = [part for one in given for part in ("--set", f"cluster.{one}")]
+    last = run_job(job, "--dry-run", *options).stdout.splitlines()[-1]
+    assert last == "the plan of the fit is made when the cluster is there"
+
+
+@pytest.mark.cluster
+def test_a_dry_run_plans_for_a_cluster(job: Path, cluster: Any) -> None:
+    address = f"cluster.address={cluster.scheduler_address}"
+    where = ("--set", "cluster.kind=scheduler", "--set", address)
+    shown = run_job(job, "--dry-run", *where).stdout
+    assert re.search(r"^runs on +2 workers, 2 threads in all$", shown, re.MULTILINE)
+
+
+@pytest.mark.parametrize("every", [3, "90s", "5min", "2h", "120s"])
+def test_what_a_dry_run_shows_can_be_read_back(
+    every: int | str, tmp_path: Path
+) -> None:
+    write_rows(tmp_path)
+    path = job_file(
+        tmp_path,
+        checkpoint={"every": every},
+        model={"penalty": {"ridge": 0.5, "by_count": True}},
+        job={"name": "π \N{GRINNING FACE}"},
+        cluster={
+            "kind": "kubernetes",
+            "image": "dmf",
+            "workers": 1,
+            "env": {"A": "1"},
+        },
+    )
+    job = read_job(path, {})
+    shown = run_job(path, "--dry-run").stdout
+    path.write_text(shown.rsplit("\n\n", 1)[0])
+    assert read_job(path, {}) == job
+    # A guard that has nothing to compare is left out.
+    path = job_file(tmp_path, model={"validation": None})
+    job = read_job(path, {})
+    path.write_text(run_job(path, "--dry-run").stdout.split("\nfull run: ")[0])
+    assert read_job(path, {}) == job
+
+
 # ------------------------------------------------------------------------------- guards
 
 
@@ -625,6 +707,13 @@ def test_a_model_that_has_worsened_is_refused(job: Path, tmp_path: Path) -> None
     assert manifest_in(tmp_path)["result"]["rmse"] > 1.1 * last
 
 
+def test_models_of_other_settings_are_not_compared(job: Path, tmp_path: Path) -> None:
+    run_job(job)
+    # One factor can't do what three do: that is what was asked for.
+    result = run_job(job, "--set", "model.rank=1", "--set", "guards.worsened=0.01")
+    assert told(result).startswith("done: a full run")
+
+
 def test_a_matrix_of_gaps_is_refused(job: Path, tmp_path: Path) -> None:
     result = run_job(job, "--set", "guards.missing=0.3", code=Exit.REFUSED)
     share = np.isnan(np.load(tmp_path / "X.npy")).mean()
@@ -650,7 +739,7 @@ def test_logs_are_lines_of_json(job: Path, tmp_path: Path) -> None:
     rounds = [line["round"] for line in lines if line["event"] == "round"]
     assert rounds == list(range(1, manifest_in(tmp_path)["result"]["rounds"] + 1))
     assert all({"time", "level", "event"} <= line.keys() for line in lines)
-    result = run_job(job, *options, "--set", "model.rank=31", code=3)
+    result = run_job(job, *options, "--set", "model.rank=31", code=2)
     assert result.stderr.startswith("Error: rank must be at most min(m, n) = 30")
 
 
@@ -658,13 +747,13 @@ def test_every_run_leaves_a_record(job: Path, tmp_path: Path) -> None:
     keep = ("--set", "report.folder=runs", "--set", "report.keep=3")
     run_job(job, *keep)
     run_job(job, *keep)
-    run_job(job, *keep, "--set", "model.rank=31", code=3)
+    run_job(job, *keep, "--set", "model.rank=31", code=2)
     records = [RunRecord.read(folder) for folder in (tmp_path / "runs").iterdir()]
     done, nothing, bad = sorted(
         records, key=lambda record: (record.code, -len(record.rounds))
     )
-    assert [one.code for one in (done, nothing, bad)] == [0, 0, 3]
-    assert bad.outcome == "bad input"
+    assert [one.code for one in (done, nothing, bad)] == [0, 0, 2]
+    assert bad.outcome == "bad configuration"
     assert bad.message.startswith("rank must be at most")
     assert nothing.message.startswith("nothing to do")
     assert done.name == "job"
@@ -683,8 +772,34 @@ def test_every_run_leaves_a_record(job: Path, tmp_path: Path) -> None:
     names = [name for name, _ in done.stages]
     assert names[-3:] == ["compare", "write", "publish"]
     assert sum(seconds for _, seconds in done.stages) <= done.seconds + 0.01
+    # What has another name isn't a run's folder, whatever is in it.
+    for name in ("mine", "20261122T030000"):
+        (tmp_path / "runs" / name).mkdir()
+        (tmp_path / "runs" / name / "run.json").write_text("{}")
     run_job(job, *keep)
-    assert len(os.listdir(tmp_path / "runs")) == 3
+    names = set(os.listdir(tmp_path / "runs"))
+    assert {"mine", "20261122T030000"} < names
+    assert len(names) == 5
+    assert sum(bool(re.fullmatch(RUN_ID, name)) for name in names) == 3
+
+
+def test_a_run_with_nothing_to_do_tells_what_is_known(
+    job: Path, tmp_path: Path
+) -> None:
+    keep = ("--set", "report.prometheus=dmf.prom")
+
+    def told_of() -> dict[str, str]:
+        lines = (tmp_path / "dmf.prom").read_text().splitlines()
+        found = (re.fullmatch(r"dmf_run_(\w+)\{.*\} (.*)", line) for line in lines)
+        return {match[1]: match[2] for match in found if match}
+
+    run_job(job, *keep)
+    first = told_of()
+    assert told(run_job(job, *keep)).startswith("nothing to do")
+    second = told_of()
+    same = ("input_rows", "input_columns", "input_missing_ratio", "validation_rmse")
+    for name in (*same, "validation_mae"):
+        assert second[name] == first[name]
 
 
 def test_warnings_are_logged_and_recorded(
@@ -742,7 +857,11 @@ def test_on_so_many_threads(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 @pytest.mark.cluster
 def test_on_processes(job: Path, tmp_path: Path) -> None:
-    run_job(job, "--set", "cluster.kind=processes", "--set", "cluster.workers=2")
+    where = ("--set", "cluster.kind=processes", "--set", "cluster.workers=2")
+    run_job(job, *where, "--set", "report.folder=runs")
+    (folder,) = (tmp_path / "runs").iterdir()
+    # The memory of this process isn't what the workers took.
+    assert set(RunRecord.read(folder).measured) == {"seconds"}
     X = np.load(tmp_path / "X.npy")
     expected = dmf.factorize(X, 3, validation=0.1)
     fit = model_in(tmp_path)

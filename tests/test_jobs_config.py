@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from dmf import cli
 from dmf._options import SOLVERS
+from dmf.jobs.apart import check_apart
 from dmf.jobs.config import CLUSTERS, InputSection, Job, ModelSection, SolverSection
 from dmf.jobs.exits import MEANINGS, Exit, JobError
 from dmf.jobs.overrides import read_settings
@@ -199,6 +200,78 @@ def test_no_place_has_two_names(tmp_path: Path) -> None:
     assert line == f"input.path and output.matrix are both {place}; name two places"
 
 
+@pytest.mark.parametrize(
+    ("sections", "inner", "outer"),
+    [
+        ({"output": {"matrix": "X.npy/o.zarr"}}, "output.matrix", "input.path"),
+        ({"output": {"mask": "X.npy/o.zarr"}}, "output.mask", "input.path"),
+        ({"log": {"file": "X.npy/log"}}, "log.file", "input.path"),
+        ({"report": {"folder": "X.npy/runs"}}, "report.folder", "input.path"),
+        ({"report": {"prometheus": "X.npy/a.prom"}}, "report.prometheus", "input.path"),
+        ({"checkpoint": {"path": "X.npy/saved"}}, "checkpoint.path", "input.path"),
+        ({"input": {"path": "model.zarr/W"}}, "input.path", "output.model"),
+        (
+            {"input": {"mask": "runs/m.npy"}, "report": {"folder": "runs"}},
+            "input.mask",
+            "report.folder",
+        ),
+        ({"output": {"matrix": "model.zarr/f.npy"}}, "output.matrix", "output.model"),
+        ({"log": {"file": "model.zarr/log"}}, "log.file", "output.model"),
+        ({"report": {"folder": "model.zarr/runs"}}, "report.folder", "output.model"),
+        ({"checkpoint": {"path": "model.zarr/c"}}, "checkpoint.path", "output.model"),
+    ],
+)
+def test_no_place_is_inside_another(
+    sections: dict[str, Any], inner: str, outer: str, tmp_path: Path
+) -> None:
+    (line,) = problems(tmp_path, **sections)
+    assert re.fullmatch(
+        rf"{inner} \(.*\) is inside {outer} \(.*\); name two places that are apart",
+        line,
+    )
+
+
+def test_places_are_compared_without_links(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "link").symlink_to("data")
+    (line,) = problems(
+        tmp_path, input={"path": "data/z.zarr"}, log={"file": "link/z.zarr/log"}
+    )
+    assert line.startswith("log.file (")
+    (line,) = problems(
+        tmp_path, input={"path": "data/z.zarr"}, log={"file": "link/z.zarr"}
+    )
+    assert line.startswith("input.path and log.file are both ")
+
+
+@given(
+    st.lists(st.sampled_from("ab"), min_size=1, max_size=4),
+    st.lists(st.sampled_from("ab"), min_size=1, max_size=4),
+    st.sampled_from(["/", "s3://bucket/"]),
+)
+def test_places_meet_if_one_begins_with_the_other(
+    first: list[str], second: list[str], root: str
+) -> None:
+    given_first, given_second = (root + "/".join(parts) for parts in (first, second))
+    shorter = min(len(first), len(second))
+    if first[:shorter] == second[:shorter]:
+        with pytest.raises(ValueError, match="name two places"):
+            check_apart({"input.path": given_first}, {"log.file": given_second})
+    else:
+        check_apart({"input.path": given_first}, {"log.file": given_second})
+    check_apart({"input.path": root + "a/b", "input.mask": root + "a"}, {})
+
+
+def test_logs_may_be_beside_data_and_reports(tmp_path: Path) -> None:
+    path = job_file(
+        tmp_path,
+        input={"path": "group.zarr/X", "mask": "group.zarr/M"},
+        report={"folder": "runs", "prometheus": "runs/a.prom"},
+        log={"file": "runs/log"},
+    )
+    assert read_job(path, {}).log.file == str(tmp_path / "runs" / "log")
+
+
 def test_columns_are_for_tables(tmp_path: Path) -> None:
     (line,) = problems(tmp_path, input={"index": "day"})
     assert line.startswith(f"[input] {tmp_path / 'X.npy'} isn't a table (.csv, .tsv,")
@@ -292,6 +365,16 @@ def test_problems_say_where_a_value_is_from(tmp_path: Path) -> None:
         read_job(path, {}, ["model.rnak=3"])
 
 
+def test_unknown_tables_say_where_they_are_from(tmp_path: Path) -> None:
+    path = job_file(tmp_path)
+    with pytest.raises(JobError) as caught:
+        read_job(path, {"DMF_FOO__BAR": "1"})
+    told = str(caught.value).removeprefix(f"{path}: ")
+    assert told.startswith(
+        "foo isn't a known key (from the variable DMF_FOO__BAR); a j"
+    )
+
+
 @pytest.mark.parametrize("given", ["rank=3", "model.rank", "=3", "model.=3", ""])
 def test_set_needs_a_key_and_a_value(given: str, tmp_path: Path) -> None:
     (line,) = problems(tmp_path, given)
@@ -330,6 +413,7 @@ def overridden(text: str) -> Any:
     [
         ("s3://me:pass@host/x", f"s3://{HIDDEN}@host/x"),
         ("can't open http://a:b@c/d: no", f"can't open http://{HIDDEN}@c/d: no"),
+        ('bucket name "me:pass@host" is bad', f'bucket name "{HIDDEN}@host" is bad'),
         (
             "https://h/x?X-Amz-Signature=ab&n=1",
             f"https://h/x?X-Amz-Signature={HIDDEN}&n=1",

@@ -275,6 +275,99 @@ def test_a_full_disk_leaves_what_was_there(
     assert (names, (tmp_path / "filled.npy").read_bytes()) == before
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["{}", "garbage", "[]", '{"moves": [["a"]], "manifest": {}}', '{"moves": []}'],
+)
+def test_a_journal_that_is_damaged_is_dropped(text: str, tmp_path: Path) -> None:
+    write_rows(tmp_path)
+    path = job_file(tmp_path)
+    run_job(path)
+    journal = tmp_path / "model.zarr.publishing"
+    journal.write_text(text)
+    (tmp_path / "filled.npy").unlink()
+    result = run_job(path)
+    assert f"WARNING: the journal {journal} can't be read (" in result.stderr
+    assert "what its run hasn't published is done anew" in result.stderr
+    assert told(result).startswith("done: a fill run")
+    assert not journal.exists()
+
+
+def test_a_finished_publication_leaves_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_rows(tmp_path)
+    path = job_file(tmp_path)
+
+    def fails(staged: str, place: str) -> None:
+        raise OSError(5, "I/O error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dmf.jobs.publish.exchange", fails)
+        run_job(path, code=Exit.UNEXPECTED)
+    assert (tmp_path / "model.zarr.checkpoint").exists()
+    assert told(run_job(path)).startswith("nothing to do")
+    assert not (tmp_path / "model.zarr.checkpoint").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"outputs": []}, "its outputs is no object"),
+        ({"input": 1}, "its input is no object"),
+        ({"result": None}, "its result is no object"),
+        ({"mode": "x"}, "its mode is 'x'"),
+    ],
+)
+def test_a_manifest_of_other_types_is_told_of(
+    changes: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    write_rows(tmp_path)
+    path = job_file(tmp_path)
+    run_job(path)
+    manifest = manifest_in(tmp_path) | changes
+    (tmp_path / "model.zarr.manifest.json").write_text(json.dumps(manifest))
+    result = run_job(path)
+    assert f"can't be read ({said}); all is done anew" in result.stderr
+    assert told(result).startswith("done: a full run")
+
+
+@pytest.mark.parametrize("name", ["lock", "manifest.json", "checkpoint"])
+def test_other_things_where_a_job_keeps_its_own(name: str, tmp_path: Path) -> None:
+    write_rows(tmp_path)
+    path, place = job_file(tmp_path), tmp_path / f"model.zarr.{name}"
+    if name == "checkpoint":
+        place.write_text("mine")
+    else:
+        place.mkdir()
+    result = run_job(path, code=Exit.BAD_CONFIGURATION)
+    said = {
+        "lock": f"the lock {place} can't be held (Is a directory); remove what is ther",
+        "manifest.json": f"[Errno 21] Is a directory: '{place}'",
+        "checkpoint": f"the checkpoint {place} is a file; name a folder",
+    }
+    assert told(result).startswith(said[name])
+
+
+def test_a_lock_of_a_url_needs_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_rows(tmp_path)
+    path = job_file(tmp_path, output={"model": "memory://no-folder/model.zarr"})
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "X.npy"))
+    assert "Not a directory" in told(run_job(path, code=Exit.BAD_CONFIGURATION))
+    shown = run_job(path, "--dry-run", code=Exit.BAD_CONFIGURATION).stderr
+    assert "Not a directory" in shown
+
+
+def test_a_checkpoint_of_no_kind_is_told_early(tmp_path: Path) -> None:
+    write_rows(tmp_path)
+    path = job_file(tmp_path, checkpoint={"path": "foo://x"})
+    for options in ((), ("--dry-run",)):
+        result = run_job(path, *options, code=Exit.BAD_CONFIGURATION)
+        assert "foo://x can't be reached (Protocol not known: foo)" in result.stderr
+
+
 # ------------------------------------------------------------------------ interruptions
 
 LONG = {"solver": {"tol": 0, "max_rounds": 400}, "checkpoint": {"every": 30}}
@@ -305,6 +398,54 @@ def test_a_stopped_run_goes_on(by: int, tmp_path: Path) -> None:
     fit = dmf.load(tmp_path / "model.zarr")
     np.testing.assert_array_equal(fit.W, expected.W)
     assert len(fit.history) == 400
+
+
+def interrupts(*arguments: Any, **options: Any) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("dmf.jobs.run.opened", "the next run begins again"),
+        ("dmf.jobs.steps.asdict", "the next run goes on from its checkpoint"),
+        ("dmf.factorize", "the next run begins again"),
+        ("dmf.jobs.publish.exchange", "the next run finishes publishing"),
+    ],
+    ids=["reading", "after the fit", "before a round", "publishing"],
+)
+def test_what_the_next_run_does_is_told(
+    where: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_rows(tmp_path)
+    path = job_file(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(where, interrupts)
+        result = run_job(path, code=Exit.INTERRUPTED)
+    assert told(result) == f"interrupted; {said}"
+    goes_on = run_job(path)
+    finished = "finished what a killed run was about to publish" in goes_on.stderr
+    assert finished == (said == "the next run finishes publishing")
+
+
+@pytest.mark.parametrize("every", [1, 400], ids=["saved", "not saved"])
+def test_a_fit_that_is_interrupted_tells_of_its_checkpoint(
+    every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it couldn't be saved any more."""
+    write_rows(tmp_path)
+    path = job_file(tmp_path, checkpoint={"every": every})
+    if every == 400:
+        monkeypatch.setattr(CheckpointStore, "versions", lambda self: [])
+
+    def after_two(record: Any) -> None:
+        if record.round == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("dmf.jobs.steps._log_round", after_two)
+    said = told(run_job(path, code=Exit.INTERRUPTED))
+    end = "goes on from its checkpoint" if every == 1 else "begins again"
+    assert re.fullmatch(rf"interrupted after round \d; the next run {end}", said)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import re
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dmf.jobs import pages
+from dmf.jobs.pictures import gaps
 from dmf.jobs.record import RunRecord
 from dmf.jobs.report import report, write_report
 from tests.pages import Page, look, measured
@@ -142,6 +144,15 @@ def test_a_run_without_gaps_and_one_without_residuals() -> None:
     assert "The most and the least certain cells" not in page.headings
     page = Page(report(record(findings=found | {"residuals": {}, "cells": none})))
     assert "Residuals" not in page.headings
+
+
+@given(shares=st.lists(st.floats(0.01, 1), min_size=2, max_size=4))
+def test_gaps_are_drawn_without_complaint(shares: list[float]) -> None:
+    """Matplotlib logs what it has to clip; nobody shall see that in a job's log."""
+    found = {"picture": [shares], "shape": [1, len(shares)]}
+    with mock.patch("matplotlib.image._log.warning") as warned:
+        assert gaps(found).startswith("<svg")
+    assert warned.call_args_list == []
 
 
 def test_restarts_and_diverged_rounds() -> None:

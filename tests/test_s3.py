@@ -51,6 +51,8 @@ def server() -> Iterator[Any]:
         patch.setenv("AWS_ACCESS_KEY_ID", "testing")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        # One that a test before has made knows no credentials.
+        s3fs.S3FileSystem.clear_instance_cache()
         yield s3fs.S3FileSystem()
     server.stop()
 
@@ -228,3 +230,64 @@ def test_what_cannot_be_reached(
         with pytest.raises(OSError, match=r"X\.npy can't be reached .*; check the URL"):
             write_matrix(PROBLEM.truth, f"{bucket}/X.npy")
     assert list(tmp_path.iterdir()) == []
+
+
+JOB = """
+[input]
+path = "{input}"
+[model]
+rank = 2
+[output]
+model = "{model}"
+[checkpoint]
+path = "{checkpoint}"
+"""
+
+
+def ran(folder: Path, *options: str, **places: str) -> tuple[int, str]:
+    """Run a job; return its exit code and the last line of its log."""
+    given = {"input": "X.npy", "model": "model.zarr", "checkpoint": "saved"} | places
+    (folder / "job.toml").write_text(JOB.format(**given))
+    result = CliRunner().invoke(main, ["run", str(folder / "job.toml"), *options])
+    assert isinstance(result.exception, SystemExit | None), result.exception
+    return result.exit_code, result.stderr.splitlines()[-1] if result.stderr else ""
+
+
+@pytest.mark.parametrize("options", [(), ("--dry-run",)], ids=["run", "dry run"])
+@pytest.mark.parametrize(
+    ("name", "code"), [("input", 3), ("model", 2), ("checkpoint", 2)]
+)
+def test_jobs_whose_stores_are_gone(
+    name: str,
+    code: int,
+    options: tuple[str, ...],
+    bucket: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    np.save(tmp_path / "X.npy", PROBLEM.nan)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{bound.getsockname()[1]}"
+        with monkeypatch.context() as patch:
+            patch.setitem(fsspec.config.conf, "s3", {"endpoint_url": address})
+            place = f"{bucket}/place.zarr"
+            found, told = ran(tmp_path, *options, **{name: place})
+    assert found == code
+    assert f"{place} can't be reached (Could not connect to the endpoint URL" in told
+    if name != "input":
+        found, told = ran(tmp_path, *options, **{name: "s3://no-such/a.zarr"})
+        assert found == code
+        told_of = "there is no bucket no-such for s3://no-such/a.zarr; create it first"
+        assert told_of in told
+
+
+def test_a_job_with_everything_in_a_store(bucket: str, tmp_path: Path) -> None:
+    write_matrix(PROBLEM.nan, f"{bucket}/X.npy")
+    places = {name: f"{bucket}/{name}" for name in ("input", "model", "checkpoint")}
+    places["input"] = f"{bucket}/X.npy"
+    code, told = ran(tmp_path, **places)
+    assert (code, "done: a full run" in told) == (0, True)
+    code, told = ran(tmp_path, **places)
+    assert (code, "nothing to do" in told) == (0, True)

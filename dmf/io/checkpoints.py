@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from dmf.engine.checkpoint import DamagedError
-from dmf.io.places import PathLike, explain, locate
+from dmf.io.places import PathLike, explain, files_at, locate, reached
 from dmf.io.plain import decode, encode
 
 Array = Any
@@ -104,7 +104,9 @@ class CheckpointStore:
         files.invalidate_cache()
         for receipt in receipts:
             path = self._path(root, version, receipt.name)
-            if not files.exists(path) or files.size(path) != receipt.size:
+            with reached(self.url):
+                seen = files.exists(path) and files.size(path) == receipt.size
+            if not seen:
                 msg = (
                     f"the workers have written {receipt.name} of the checkpoint "
                     f"{self.url}, but it isn't there for this process; name a place "
@@ -165,7 +167,8 @@ class CheckpointStore:
     def _remove_but(self, kept: list[int]) -> None:
         files, _ = self._files()
         for number, folder in self._folders().items():
-            inside = [name.rsplit("/", 1)[-1] for name in files.find(folder)]
+            with reached(self.url):
+                inside = [name.rsplit("/", 1)[-1] for name in files.find(folder)]
             if number not in kept and all(re.fullmatch(OURS, name) for name in inside):
                 # What is in the way now goes the next time.
                 with contextlib.suppress(OSError):
@@ -174,12 +177,15 @@ class CheckpointStore:
     def _folders(self) -> dict[int, str]:
         """Return the numbers and folders of versions, finished or not."""
         files, root = self._files()
-        if files.isfile(root):
+        with reached(self.url):
+            is_file = files.isfile(root)
+        if is_file:
             msg = f"the checkpoint {self.url} is a file; name a folder"
             raise ValueError(msg)
         files.invalidate_cache()
         try:
-            names = files.ls(root, detail=False)
+            with reached(self.url):
+                names = files.ls(root, detail=False)
         except FileNotFoundError:
             return {}
         found = ((re.fullmatch(r"(?:.*/)?v(\d{8})/?", name), name) for name in names)
@@ -187,27 +193,28 @@ class CheckpointStore:
 
     def _is_published(self, version: int) -> bool:
         files, root = self._files()
-        return bool(files.exists(self._path(root, version, MANIFEST)))
+        with reached(self.url):
+            return bool(files.exists(self._path(root, version, MANIFEST)))
 
     def _write(self, version: int, name: str, content: bytes) -> None:
         files, root = self._files()
         path = self._path(root, version, name)
-        files.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
-        files.pipe_file(path, content)
+        with reached(self.url):
+            files.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+            files.pipe_file(path, content)
 
     def _read(self, version: int, name: str) -> bytes:
         files, root = self._files()
         try:
-            content: bytes = files.cat_file(self._path(root, version, name))
+            with reached(self.url):
+                content: bytes = files.cat_file(self._path(root, version, name))
         except FileNotFoundError as error:
             msg = f"{name} is missing"
             raise DamagedError(msg) from error
         return content
 
     def _files(self) -> tuple[Any, str]:
-        from fsspec.core import url_to_fs
-
-        files, root = url_to_fs(self.url)
+        files, root = files_at(self.url)
         return files, root.rstrip("/")
 
     @staticmethod

@@ -115,6 +115,14 @@ def open_matrix(
     return known.read(path) if variable is None else known.read(path, variable)
 
 
+def open_mask(path: PathLike | None, index: str | None = None) -> Array:
+    """Open a mask, if there is one; a table has its labels where that of X has them."""
+    if path is None:
+        return None
+    table = suffix_of(locate(path)) in TABLES
+    return open_matrix(path, Columns(index=index) if table else None)
+
+
 def _format_of(path: str) -> Format:
     suffix = suffix_of(path)
     if suffix in FORMATS and (suffix in TABLES or not os.path.isdir(path)):

@@ -13,6 +13,8 @@ from typing import Any
 from uuid import uuid4
 
 PathLike = str | os.PathLike[str]
+# Protocols of stores whose URLs begin with a bucket, which nothing creates by itself.
+BUCKETS = ("s3", "s3a", "gs", "gcs")
 
 
 def locate(path: PathLike) -> str:
@@ -119,13 +121,13 @@ def check_free(
         What that is, for the message.
     overwrite : bool
     """
+    check_parent(place)
     if is_url(place):
         files, path = files_at(place)
         with reached(place):
             files.invalidate_cache()
             exists = files.exists(path)
     else:
-        check_folder(os.path.dirname(place))
         exists = os.path.lexists(place)
     if exists and not overwrite:
         msg = (
@@ -161,6 +163,24 @@ def check_folder(folder: str) -> None:
     if not os.access(folder, os.W_OK):
         msg = f"the folder {folder} can't be written to; choose another one"
         raise PermissionError(msg)
+
+
+def check_parent(place: str) -> None:
+    """Refuse a place in a folder that isn't there, or behind a URL in no bucket."""
+    if not is_url(place):
+        check_folder(os.path.dirname(place))
+        return
+    files, path = files_at(place)
+    protocol, bucket = place.split("://")[0], path.split("/")[0]
+    if protocol not in BUCKETS:
+        return  # folders are made when they are written to
+    try:
+        # Whoever may not list a bucket may still be allowed to write there.
+        with reached(place), suppress(PermissionError):
+            files.info(bucket)
+    except FileNotFoundError as error:
+        msg = f"there is no bucket {bucket} for {place}; create it first"
+        raise FileNotFoundError(msg) from error
 
 
 @contextmanager

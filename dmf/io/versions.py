@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from hashlib import blake2b
 from typing import Any
 
-from dmf.io.places import is_url
+from dmf.io.places import files_at, is_url, reached
 
 # What storage says of a file that changes when its content does.
 TOLD = (
@@ -68,18 +68,18 @@ def _stat(path: str) -> tuple[int, int]:
 
 
 def _of_url(url: str) -> Iterator[tuple[str, Any]]:
-    from fsspec.core import url_to_fs
-
-    files, root = url_to_fs(url)
+    files, root = files_at(url)
     files.invalidate_cache()
     try:
-        info = files.info(root)
+        with reached(url):
+            info = files.info(root)
     except FileNotFoundError:
         return
     if info.get("type") != "directory":
         yield "", _told(info)
         return
-    found = files.find(root, detail=True)
+    with reached(url):
+        found = files.find(root, detail=True)
     for name in sorted(found):
         yield name.removeprefix(root), _told(found[name])
 

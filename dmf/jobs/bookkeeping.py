@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -14,14 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 from dmf._shell import EXPECTED
 from dmf.engine.runner import ClusterError
-from dmf.jobs.config import Job
+from dmf.jobs.config import Job, Threads
 from dmf.jobs.exits import Exit, JobError
 from dmf.jobs.log import log
-from dmf.jobs.record import RunRecord
+from dmf.jobs.record import FILE, RUN_ID, RunRecord
 
 if TYPE_CHECKING:
     from dmf._plan import Plan
     from dmf.jobs.fit import Found
+    from dmf.jobs.manifest import Manifest
 
 LIBRARIES = ("numpy", "scipy", "numba", "dask", "distributed", "zarr")
 # Runs that came so far have something to tell in a report.
@@ -29,14 +31,22 @@ WORKED = "input"
 
 
 @contextmanager
-def stage(record: RunRecord, name: str, code: Exit) -> Iterator[None]:
-    """Time a part of a run; what is expected to go wrong in it ends with a code."""
-    begun = time.monotonic()
+def failing_with(code: Exit) -> Iterator[None]:
+    """End a run with a code where something fails that may be expected to."""
     try:
         yield
     except EXPECTED as error:
         lost = isinstance(error, ClusterError) or _is_from_cluster(error)
         raise JobError(Exit.CLUSTER_LOST if lost else code, str(error)) from error
+
+
+@contextmanager
+def stage(record: RunRecord, name: str, code: Exit) -> Iterator[None]:
+    """Time a part of a run; what is expected to go wrong in it ends with a code."""
+    begun = time.monotonic()
+    try:
+        with failing_with(code):
+            yield
     finally:
         record.stages.append((name, round(time.monotonic() - begun, 3)))
 
@@ -79,11 +89,20 @@ def tell_findings(job: Job, record: RunRecord, X: Any, mask: Any, found: Found) 
             record.findings = find(X, mask, found.fit)
 
 
-def tell_measured(record: RunRecord) -> None:
+def tell_last(record: RunRecord, last: Manifest) -> None:
+    """Record what the last run has found in the same input."""
+    told, result = ("shape", "missing"), last.result
+    record.input |= {name: result[name] for name in told if name in result}
+    errors = {name: result.get(name) for name in ("rmse", "mae")}
+    record.validation = {k: v for k, v in errors.items() if v is not None}
+
+
+def tell_measured(job: Job, record: RunRecord) -> None:
     ends = [one["seconds"] for one in record.rounds]
     if len(ends) > 1:  # the first one loads the kernels
         record.measured["seconds"] = (ends[-1] - ends[0]) / (len(ends) - 1)
-    if platform.system() == "Linux":
+    # Where a cluster has worked, its memory counts, and this process saw none of it.
+    if platform.system() == "Linux" and isinstance(job.cluster, Threads):
         import resource
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -122,6 +141,7 @@ def _told(what: str) -> Iterator[None]:
 
 def _remove_old(folder: Path, keep: int) -> None:
     """Remove all but the last runs' folders; their names sort by time."""
-    runs = sorted(path.parent for path in folder.glob("*/run.json"))
+    found = (path.parent for path in folder.glob(f"*/{FILE}"))
+    runs = sorted(path for path in found if re.fullmatch(RUN_ID, path.name))
     for path in runs[:-keep]:
         shutil.rmtree(path)

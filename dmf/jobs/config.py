@@ -13,13 +13,15 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     ValidationInfo,
     model_validator,
 )
 
-from dmf._options import read_time
+from dmf._options import SECONDS, read_time
 from dmf.io.places import is_url
 from dmf.io.tables import SUFFIXES, Columns, suffix_of
+from dmf.jobs.apart import check_apart
 
 
 def _in_full(place: str, info: ValidationInfo) -> str:
@@ -58,6 +60,21 @@ def _penalty(given: Any) -> Any:
         msg = 'must be "auto", or a table with ridge, by_count, lasso, non_negative'
         raise ValueError(msg)
     return None
+
+
+def _given(places: dict[str, str | None]) -> dict[str, str]:
+    return {key: place for key, place in places.items() if place is not None}
+
+
+def _told(every: int | timedelta) -> int | str:
+    """Return rounds, or a time as it could be given."""
+    if isinstance(every, int):
+        return every
+    seconds = int(every.total_seconds())
+    name, unit = next(
+        (name, unit) for name, unit in reversed(SECONDS.items()) if seconds % unit == 0
+    )
+    return f"{seconds // unit}{name}"
 
 
 Place = Annotated[str, AfterValidator(_in_full)]
@@ -196,7 +213,11 @@ ClusterSection = Annotated[
 
 class CheckpointSection(Section):
     path: Place | None = None
-    every: Annotated[int | timedelta, BeforeValidator(_rounds_or_time)] = 20
+    every: Annotated[
+        int | timedelta,
+        BeforeValidator(_rounds_or_time),
+        PlainSerializer(_told, when_used="json"),
+    ] = 20
 
 
 class OutputSection(Section):
@@ -263,19 +284,15 @@ class Job(Section):
                 "with model.validation, such as 0.1"
             )
             raise ValueError(msg)
-        named = {
-            "input.path": self.input.path,
-            "input.mask": self.input.mask,
+        read = {"input.path": self.input.path, "input.mask": self.input.mask}
+        written = {
             "checkpoint.path": self.checkpoint_place,
             **{f"output.{key}": place for key, place in self.output.places.items()},
+            "report.folder": self.report.folder,
+            "report.prometheus": self.report.prometheus,
+            "log.file": self.log.file,
         }
-        seen: dict[str, str] = {}
-        for key, place in named.items():
-            if place is not None and place in seen:
-                msg = f"{seen[place]} and {key} are both {place}; name two places"
-                raise ValueError(msg)
-            if place is not None:
-                seen[place] = key
+        check_apart(_given(read), _given(written))
         return self
 
     @property

@@ -20,10 +20,6 @@ class Exit(IntEnum):
     REFUSED = 7
     INTERRUPTED = 130
 
-    @property
-    def meaning(self) -> str:
-        return MEANINGS[self]
-
 
 MEANINGS = {
     Exit.DONE: "done, or nothing to do",
@@ -34,7 +30,7 @@ MEANINGS = {
     Exit.CLUSTER_LOST: "the cluster couldn't be had, or was lost",
     Exit.LOCKED: "another run holds the lock",
     Exit.REFUSED: "refused by a guard",
-    Exit.INTERRUPTED: "interrupted by Ctrl-C or SIGTERM; a checkpoint is saved",
+    Exit.INTERRUPTED: "interrupted by Ctrl-C or SIGTERM; a fit saves a checkpoint",
 }
 
 

@@ -22,7 +22,7 @@ def locked(path: str, wait: float) -> Iterator[None]:
     Raises
     ------
     JobError
-        Another one still holds it.
+        Another one still holds it; or the file can't be written.
     """
     from filelock import FileLock, Timeout
 
@@ -35,6 +35,12 @@ def locked(path: str, wait: float) -> Iterator[None]:
             "with job.wait, or run it later"
         )
         raise JobError(Exit.LOCKED, msg) from error
+    except OSError as error:
+        msg = (
+            f"the lock {path} can't be held ({error.strerror}); remove what is there, "
+            "or name another output.model"
+        )
+        raise JobError(Exit.BAD_CONFIGURATION, msg) from error
     try:
         yield
     finally:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from hashlib import blake2b
 from typing import Any
 
-from dmf.io.places import is_url, locate
+from dmf.io.places import files_at, is_url, locate, reached, read_bytes
 from dmf.io.versions import version_of
 from dmf.jobs.config import Job
 
@@ -65,9 +65,17 @@ class Manifest:
             raise ValueError(msg)
         known = {one.name for one in fields(cls)}
         try:
-            return cls(**{key: value for key, value in given.items() if key in known})
+            read = cls(**{key: value for key, value in given.items() if key in known})
         except TypeError as error:
             raise ValueError(str(error)) from error
+        for name in ("input", "outputs", "result"):
+            if not isinstance(getattr(read, name), dict):
+                msg = f"its {name} is no object"
+                raise ValueError(msg)
+        if read.mode not in MODES:
+            msg = f"its mode is {read.mode!r}"
+            raise ValueError(msg)
+        return read
 
 
 @dataclass(frozen=True)
@@ -179,8 +187,9 @@ def write_json(value: Any, place: str) -> None:
     """Write a JSON file in one step."""
     content = json.dumps(value, indent=1).encode()
     if is_url(place):
-        files, path = _files(place)
-        files.pipe_file(path, content)
+        files, path = files_at(place)
+        with reached(place):
+            files.pipe_file(path, content)
         return
     part = f"{place}.part"
     with open(part, "wb") as file:
@@ -193,20 +202,11 @@ def write_json(value: Any, place: str) -> None:
 def _read(place: str) -> bytes | None:
     try:
         if is_url(place):
-            files, path = _files(place)
-            content: bytes = files.cat_file(path)
-            return content
+            return read_bytes(place)
         with open(place, "rb") as file:
             return file.read()
     except FileNotFoundError:
         return None
-
-
-def _files(url: str) -> tuple[Any, str]:
-    from fsspec.core import url_to_fs
-
-    files, path = url_to_fs(url)
-    return files, path
 
 
 def _is_intact(last: Manifest, name: str, place: str) -> bool:

@@ -50,6 +50,8 @@ def gaps(found: dict[str, Any]) -> str:
     pixels[..., :3], pixels[..., 3] = OBSERVED, shares
     if spread > 0 and least > 0:
         pixels[..., 3] = FAINTEST + (1 - FAINTEST) * (shares - least) / spread
+    # Rounding may lead out of what a picture can show.
+    np.clip(pixels[..., 3], 0, 1, out=pixels[..., 3])
     extent = (0, columns, rows, 0)
     ax.imshow(pixels, interpolation="none", aspect="auto", extent=extent)
     _tidy(ax, "column", "row")

@@ -67,6 +67,9 @@ def _sentence(error: Any, settings: dict[str, Any], origins: dict[str, str]) -> 
     origin = f" (from {origins[name]})" if name in origins else ""
     kind, context = error["type"], error.get("ctx", {})
     if kind == "extra_forbidden":
+        # A table that isn't known may come from a key in it.
+        inner = (key for key in origins if key.startswith(f"{name}."))
+        origin = origin or next((f" (from {origins[key]})" for key in inner), "")
         return f"{name} isn't a known key{origin}; {_nearest(keys, settings)}"
     if kind == "union_tag_not_found":
         return f"{name}.kind is missing; give one of {_listed(CLUSTERS)}"

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import filecmp
 import json
+import logging
 import os
 import re
 from dataclasses import dataclass
-from typing import Any
 
-from dmf.io.places import exchange, is_url, remove
+from dmf.io.places import exchange, explain, is_url, remove
 from dmf.io.versions import version_of
+from dmf.jobs.log import log
 from dmf.jobs.manifest import Manifest, Paths, write_json
 
 # The folders that runs write to, by the names of what is in them.
@@ -66,28 +67,40 @@ def publish(moves: list[Move], manifest: Manifest, paths: Paths) -> None:
     journal = {
         "moves": [[one.staged, one.place, one.version] for one in moves],
         "manifest": manifest.as_json(),
-        "place": paths.manifest,
     }
     write_json(journal, paths.journal)
-    _finish(journal, paths)
+    _finish(moves, manifest, paths)
 
 
 def finish_publication(paths: Paths) -> str | None:
-    """Finish what a killed run has begun to publish; return its id if there is one."""
+    """Finish what a killed run has begun to publish; return its id if there is one.
+
+    A journal that can't be read is dropped: the manifest is still that of the run
+    before, so that what was moved already is seen to differ from it.
+    """
     try:
         with open(paths.journal, encoding="utf-8") as file:
             journal = json.load(file)
+        moves = [Move(str(a), str(b), version) for a, b, version in journal["moves"]]
+        manifest = Manifest.from_json(journal["manifest"])
     except FileNotFoundError:
         return None
-    _finish(journal, paths)
-    return str(journal["manifest"]["run"])
+    except (ValueError, TypeError, KeyError) as error:
+        log(
+            f"the journal {paths.journal} can't be read ({explain(error)}) and is "
+            "removed; what its run hasn't published is done anew",
+            logging.WARNING,
+        )
+        os.remove(paths.journal)
+        return None
+    _finish(moves, manifest, paths)
+    return manifest.run
 
 
-def _finish(journal: dict[str, Any], paths: Paths) -> None:
-    moves = [Move(*one) for one in journal["moves"]]
+def _finish(moves: list[Move], manifest: Manifest, paths: Paths) -> None:
     for move in moves:
         move.make()
-    write_json(journal["manifest"], journal["place"])
+    write_json(manifest.as_json(), paths.manifest)
     os.remove(paths.journal)
     # Old versions go last: nobody who has begun to open one finds it gone.
     for move in moves:

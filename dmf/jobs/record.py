@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 FILE = "run.json"
+# What ids look like: only folders of this name are ever removed.
+RUN_ID = r"\d{8}T\d{6}-[0-9a-f]{6}"
 
 
 @dataclass

@@ -7,16 +7,19 @@ import os
 import secrets
 import time
 import traceback
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from dmf._shell import EXPECTED
-from dmf.io.places import check_folder, is_url
+from dmf.io.places import check_parent
 from dmf.jobs.bookkeeping import (
+    failing_with,
     planned,
     stage,
     tell_findings,
+    tell_last,
     tell_measured,
     versions,
     write_reports,
@@ -48,6 +51,9 @@ from dmf.jobs.steps import (
     written,
 )
 
+if TYPE_CHECKING:
+    from dmf._plan import Plan
+
 
 def run_job(job: Job, name: str) -> RunRecord:
     """Do what a job says, and return the record of it; nothing is raised.
@@ -74,14 +80,16 @@ def run_job(job: Job, name: str) -> RunRecord:
                 stack.enter_context(logging_to(job.log))
             stack.enter_context(warnings_to(record.warnings))
             log("started", run=record.id, job=name)
-            record.message = _under_lock(Run(job, record, Paths.of(job)))
+            record.message = _under_lock(job, record)
         except JobError as error:
             code, record.message = error.code, str(error)
+            if code == Exit.INTERRUPTED:
+                record.message += f"; {_goes_on(job, record)}"
             told = traceback.format_exc()
             log("where it failed", logging.DEBUG, traceback=told)
         except KeyboardInterrupt:
             code = Exit.INTERRUPTED
-            record.message = "interrupted; the next run goes on from its checkpoint"
+            record.message = f"interrupted; {_goes_on(job, record)}"
         except Exception as error:
             code = Exit.UNEXPECTED
             record.message = f"{type(error).__name__}: {error}"
@@ -104,49 +112,56 @@ def look(job: Job) -> ToDo:
     JobError
         It would fail at once.
     """
-    paths = Paths.of(job)
-    _check_folders(job, paths)
-    if os.path.exists(paths.journal):
-        return ToDo("publish", "a killed run was about to")
-    return decide(job, _last(paths), _input(job))
+    with failing_with(Exit.BAD_CONFIGURATION):
+        paths = _checked(job)
+        if os.path.exists(paths.journal):
+            return ToDo("publish", "a killed run was about to")
+        return _decided(job, paths)[0]
 
 
-def plan_of(job: Job, todo: ToDo) -> str:
-    """Return what a fit would take, for people; nothing if there would be none."""
-    if todo.action not in ("full", "warm"):
-        return ""
-    with stage(RunRecord("", "", ""), "input", Exit.BAD_INPUT):
-        return str(planned(job, *opened(job), calibrate=True))
+def plan_of(job: Job) -> Plan:
+    """Return what a fit would take, where it would be.
+
+    Raises
+    ------
+    JobError
+        The cluster or the input can't be had.
+    """
+    from dmf.jobs.where import started
+
+    with ExitStack() as stack:
+        with failing_with(Exit.CLUSTER_LOST):
+            stack.enter_context(started(job.cluster))
+        with failing_with(Exit.BAD_INPUT):
+            return planned(job, *opened(job), calibrate=True)
 
 
-def _under_lock(run: Run) -> str:
-    job, record = run.job, run.record
+def _under_lock(job: Job, record: RunRecord) -> str:
     with stage(record, "check", Exit.BAD_CONFIGURATION):
-        _check_folders(job, run.paths)
-    with locked(run.paths.lock, job.job.wait):
+        paths = _checked(job)
+    with locked(paths.lock, job.job.wait):
         with stage(record, "recover", Exit.UNEXPECTED):
-            other = finish_publication(run.paths)
+            other = finish_publication(paths)
             if other is not None:
                 log("finished what a killed run was about to publish", other=other)
+                clear_checkpoint(job)
             remove_left_overs(list(job.output.places.values()))
-        with stage(record, "decide", Exit.BAD_INPUT):
-            run.last, run.versions = _last(run.paths), _input(job)
-            todo = decide(job, run.last, run.versions)
+        with stage(record, "decide", Exit.BAD_CONFIGURATION):
+            todo, last, found = _decided(job, paths)
         log("decided", action=todo.action, reason=todo.reason)
         record.input = {
             "place": without_secrets(job.input.path),
-            "version": run.versions[job.input.path],
+            "version": found[job.input.path],
         }
-        if todo.action == "nothing":
+        if last is not None and todo.action == "nothing":
             record.outcome = "nothing to do"
+            tell_last(record, last)
             return str(todo)
-        with stage(record, "outputs", Exit.BAD_CONFIGURATION):
-            _check_outputs(job)
         try:
-            return _do(run, todo)
+            return _do(Run(job, record, paths, last, found), todo)
         finally:
             # What a journal speaks of is still to be moved.
-            if not os.path.exists(run.paths.journal):
+            if not os.path.exists(paths.journal):
                 remove_left_overs(list(job.output.places.values()))
 
 
@@ -161,11 +176,12 @@ def _do(run: Run, todo: ToDo) -> str:
             X, mask = opened(job)
             mode, aligned = aligned_with_last(run, todo.action, X, mask)
             X, mask = (X, mask) if aligned is None else (aligned.X, aligned.mask)
-            count(run, X, mask)
             plan = planned(job, X, mask)
             record.plan = asdict(plan) | {"bytes": plan.bytes}
             if plan.refusal is not None and mode in ("full", "warm"):
                 raise JobError(Exit.BAD_CONFIGURATION, plan.refusal)
+            # This reads all of X, and so comes last.
+            count(run, X, mask)
         with stage(record, "fit", Exit.BAD_INPUT):
             found = found_model(run, mode, X, mask, aligned)
         with stage(record, "compare", Exit.BAD_INPUT):
@@ -176,21 +192,39 @@ def _do(run: Run, todo: ToDo) -> str:
     with stage(record, "publish", Exit.UNEXPECTED):
         publish(moves, manifest_of(run, mode, found, moves), run.paths)
         clear_checkpoint(job)
-    tell_measured(record)
+    tell_measured(job, record)
     return f"done: a {mode} run; {found.fit.status}"
 
 
 # ------------------------------------------------------------------------------- checks
 
 
-def _check_folders(job: Job, paths: Paths) -> None:
-    """Refuse folders that aren't there; cheap, since it comes before any decision."""
-    places = [paths.lock, *job.output.places.values(), job.checkpoint_place]
-    for place in dict.fromkeys(os.path.dirname(p) for p in places if not is_url(p)):
-        try:
-            check_folder(place)
-        except OSError as error:
-            raise JobError(Exit.BAD_CONFIGURATION, str(error)) from error
+def _checked(job: Job) -> Paths:
+    """Return where a job keeps things; refuse places where nothing can be kept.
+
+    It is cheap, since it comes before any decision.
+    """
+    from dmf.io.checkpoints import CheckpointStore
+
+    paths = Paths.of(job)
+    for place in (paths.lock, *job.output.places.values(), job.checkpoint_place):
+        check_parent(place)
+    CheckpointStore.at(job.checkpoint_place).versions()
+    return paths
+
+
+def _decided(
+    job: Job, paths: Paths
+) -> tuple[ToDo, Manifest | None, dict[str, str | None]]:
+    """Return what there is to do, the last manifest, and the versions of the input.
+
+    Outputs that couldn't be written are refused, if there is something to do.
+    """
+    last, found = _last(paths), _input(job)
+    todo = decide(job, last, found)
+    if todo.action != "nothing":
+        _check_outputs(job)
+    return todo, last, found
 
 
 def _check_outputs(job: Job) -> None:
@@ -205,7 +239,7 @@ def _check_outputs(job: Job) -> None:
 def _last(paths: Paths) -> Manifest | None:
     try:
         return read_manifest(paths.manifest)
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         log(
             f"the manifest {paths.manifest} can't be read ({error}); all is done anew",
             logging.WARNING,
@@ -225,3 +259,16 @@ def _input(job: Job) -> dict[str, str | None]:
             msg = f"there is nothing at {place}; check the path"
             raise JobError(Exit.BAD_INPUT, msg)
     return found
+
+
+def _goes_on(job: Job, record: RunRecord) -> str:
+    """Say what becomes of a run that was interrupted."""
+    from dmf.io.checkpoints import CheckpointStore
+
+    with suppress(*EXPECTED):
+        if os.path.exists(Paths.of(job).journal):
+            return "the next run finishes publishing"
+        fitted = any(name == "fit" for name, _ in record.stages)
+        if fitted and CheckpointStore.at(job.checkpoint_place).versions():
+            return "the next run goes on from its checkpoint"
+    return "the next run begins again"

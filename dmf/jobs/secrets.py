@@ -12,7 +12,8 @@ _SECRET = re.compile(
     r"credentials?|signature|sig|sas)($|[^a-z])",
     re.IGNORECASE,
 )
-_USER_INFO = re.compile(r"(?<=://)[^\s/@'\"]+@")
+# In a URL, or where some library names its host alone.
+_USER_INFO = re.compile(r"(?<=://)[^\s/@'\"]+@|[^\s/@:'\"]+:[^\s/@:'\"]+@")
 _PARAMETER = re.compile(r"(?<=[?&])([^=&\s]+)=([^&\s'\"]*)")
 
 

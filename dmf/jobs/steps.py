@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from dmf.io.places import is_url
+from dmf.jobs.bookkeeping import failing_with
 from dmf.jobs.config import Job
 from dmf.jobs.exits import Exit, JobError
 from dmf.jobs.log import log
@@ -31,36 +32,36 @@ class Run:
     paths : Paths
     last : Manifest or None
         Of the last run that has published.
+    versions : dict of str to str
+        Of what is read, by its places.
     """
 
     job: Job
     record: RunRecord
     paths: Paths
-    last: Manifest | None = None
-    versions: dict[str, str | None] = field(default_factory=dict)
+    last: Manifest | None
+    versions: dict[str, str | None]
 
 
 def opened(job: Job) -> tuple[Any, Any]:
     """Open the input and its mask, and check that they fit."""
     from dmf.containers import unwrap_pair
     from dmf.engine.kinds import check_kinds
-    from dmf.io.matrices import check_output, open_matrix
-    from dmf.io.tables import SUFFIXES, Columns, suffix_of
-    from dmf.validation import check_mask, check_matrix
+    from dmf.io.matrices import check_output, open_mask, open_matrix
+    from dmf.validation import check_mask, check_matrix, check_rank
 
     settings, output = job.input, job.output
     X = open_matrix(
         settings.path, settings.columns, settings.duplicates, settings.variable
     )
-    mask = None
-    if settings.mask is not None:
-        table = suffix_of(settings.mask) in SUFFIXES
-        columns = Columns(index=settings.index) if table else None
-        mask = open_matrix(settings.mask, columns)
-    if output.matrix is not None:
-        check_output(X, output.matrix)
+    mask = open_mask(settings.mask, settings.index)
     array, plain_mask, _ = unwrap_pair(X, mask)
-    check_matrix("X", array)
+    shape = check_matrix("X", array)
+    with failing_with(Exit.BAD_CONFIGURATION):
+        if output.matrix is not None:
+            check_output(X, output.matrix)
+        if min(shape):
+            check_rank(job.model.rank, shape)
     if plain_mask is not None:
         check_mask(array, plain_mask)
         check_kinds(array, plain_mask)
@@ -102,10 +103,7 @@ def found_model(
     status = found.fit.status
     log("fitted", status=str(status), rounds=len(record.rounds), rmse=found.rmse)
     if status.code == "interrupted":
-        msg = (
-            f"interrupted after round {status.round}; the next run goes on from its "
-            "checkpoint"
-        )
+        msg = f"interrupted after round {status.round}"
         raise JobError(Exit.INTERRUPTED, msg)
     strict = job.job.strict and status.code == "max_rounds"
     if strict or status.code == "diverged":
@@ -166,7 +164,10 @@ def compare(run: Run, found: Found) -> None:
 
 
 def _last_rmse(run: Run) -> float | None:
-    return run.last.result.get("rmse") if run.last else None
+    """Return the error of the last model; None if it was one of other settings."""
+    if run.last is None or run.last.model_settings != model_settings(run.job):
+        return None
+    return run.last.result.get("rmse")
 
 
 def written(
@@ -228,6 +229,7 @@ def manifest_of(run: Run, mode: str, found: Found, moves: list[Move]) -> Manifes
             "shape": list(found.fit.shape),
             "status": found.fit.status.code,
             "rounds": len(run.record.rounds),
+            "missing": run.record.input["missing"],
             **{k: None if math.isnan(v) else v for k, v in told.items()},
         },
     )
