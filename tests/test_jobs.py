@@ -374,7 +374,9 @@ def test_triplets_stay_where_they_were(tmp_path: Path) -> None:
     long = table(list(range(60))).stack().dropna().reset_index()
     long.columns = pd.Index(["user", "item", "stars"])
     columns = {"row": "user", "column": "item", "value": "stars"}
-    path = job_file(tmp_path, input={"path": "X.csv", **columns})
+    # What comes is noise: errors may grow.
+    loose = {"worsened": 1.0}
+    path = job_file(tmp_path, input={"path": "X.csv", **columns}, guards=loose)
     long.to_csv(tmp_path / "X.csv", index=False)
     run_job(path)
     first = model_in(tmp_path)
@@ -616,7 +618,7 @@ def test_a_dry_run_refuses_what_a_run_refuses(
         assert "full run: there is no manifest" in result.stdout
         assert re.search(r"^memory +", result.stdout, re.MULTILINE)
         assert "what would fit:" not in result.stdout
-        assert "but this machine has 50 MB; what would fit:" in result.stderr
+        assert "but this machine has 50 MB, of which it may use 90%;" in result.stderr
     (tmp_path / "filled.npy").mkdir()
     result = run_job(job, "--dry-run", code=Exit.BAD_CONFIGURATION)
     assert "filled.npy exists and isn't a file, so that it won't" in result.stderr

@@ -210,7 +210,10 @@ def _fits(
 
 def gigabytes(number: float) -> str:
     """Return a number of bytes in words."""
-    return f"{number / 1e9:.3g} GB" if number >= 1e8 else f"{number / 1e6:.3g} MB"
+    unit, size = next(
+        ((u, s) for u, s in (("GB", 1e9), ("MB", 1e6)) if number >= s / 10), ("kB", 1e3)
+    )
+    return f"{number / size:.3g} {unit}"
 
 
 def _even(shape: tuple[int, int], grid: tuple[int, int]) -> Grid:
