@@ -13,7 +13,7 @@ from dmf._settings import check_settings
 from dmf.containers import unwrap_like, unwrap_pair
 from dmf.engine.cost import cost_of, tasks_of
 from dmf.engine.kinds import is_dask
-from dmf.engine.layout import gigabytes, layout_for, refusal, work_of
+from dmf.engine.layout import in_units, layout_for, refusal, work_of
 from dmf.engine.predict import fetch
 from dmf.engine.runner import choose_runner, limited
 from dmf.entries import canonical_csr
@@ -91,18 +91,18 @@ class Plan:
             else f"{self.threads} threads of this process"
         )
         kept = "read anew in each pass" if self.streamed else "kept in memory"
-        limit = "" if math.isinf(self.memory) else f" of {gigabytes(self.memory)}"
+        limit = "" if math.isinf(self.memory) else f" of {in_units(self.memory)}"
         lines = {
             "matrix": matrix,
             "rank": f"{self.rank}",
             "runs on": place,
             "blocks": f"{P} × {Q}, {kept}",
             "a round": f"{_told(self.seconds)}, {self.tasks} tasks",
-            "memory": f"{gigabytes(self.bytes)}{limit}, of the fullest worker",
-            "  process": gigabytes(self.process),
-            "  data": gigabytes(self.data),
-            "  factors": gigabytes(self.factors),
-            "  for a while": gigabytes(self.temporaries),
+            "memory": f"{in_units(self.bytes)}{limit}, of the fullest worker",
+            "  process": in_units(self.process),
+            "  data": in_units(self.data),
+            "  factors": in_units(self.factors),
+            "  for a while": in_units(self.temporaries),
         }
         told = [f"{name:<14} {text}" for name, text in lines.items()]
         return "\n".join(told + ([] if self.refusal is None else [self.refusal]))

@@ -17,7 +17,7 @@ from dmf.engine.chunks import in_chunks
 from dmf.engine.cost import Machine
 from dmf.engine.grid import Grid
 from dmf.engine.kinds import block_kind, check_kinds, in_memory, is_dask
-from dmf.engine.layout import Layout, check_fits, gigabytes, layout_for, work_of
+from dmf.engine.layout import Layout, check_fits, in_units, layout_for, work_of
 from dmf.engine.lower import Key, Lowering, Place
 from dmf.engine.runner import Leaf, Runner, on_threads
 from dmf.engine.stream import Recipe, Streamed
@@ -316,8 +316,8 @@ def _tell_of_passes(layout: Layout) -> None:
 
     work, machine = layout.work, layout.machine
     msg = (
-        f"the blocks of X would take {gigabytes(work.stored * work.entry_bytes)}, too "
-        f"much for {gigabytes(max(1, machine.workers) * machine.memory)} of memory: "
+        f"the blocks of X would take {in_units(work.stored * work.entry_bytes)}, too "
+        f"much for {in_units(max(1, machine.workers) * machine.memory)} of memory: "
         "each pass reads them anew, which takes longer. stream=True says the same "
         "without a warning"
     )

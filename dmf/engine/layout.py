@@ -183,13 +183,13 @@ def refusal(layout: Layout, used: float) -> str | None:
         ways += [f"{count} such workers"] if count else []
     elif not layout.work.streamed:
         ways.append("X as a Dask array, a .npy file or a Zarr array, read in parts")
-    ways.append(f"{gigabytes(needed.total / MOST)} of memory")
+    ways.append(f"{in_units(needed.total / MOST)} of memory")
     where = "each worker has" if machine.workers else "this machine has"
     return (
-        f"the fit would take {gigabytes(needed.total)} of memory "
-        f"({gigabytes(needed.data)} for data, {gigabytes(needed.factors)} for factors, "
-        f"{gigabytes(needed.temporaries)} for a while), but {where} "
-        f"{gigabytes(machine.memory)}, of which it may use {MOST:.0%}; what would fit: "
+        f"the fit would take {in_units(needed.total)} of memory "
+        f"({in_units(needed.data)} for data, {in_units(needed.factors)} for factors, "
+        f"{in_units(needed.temporaries)} for a while), but {where} "
+        f"{in_units(machine.memory)}, of which it may use {MOST:.0%}; what would fit: "
         f"{', or '.join(ways)}"
     )
 
@@ -208,8 +208,8 @@ def _fits(
     return taken.total <= MOST * machine.memory
 
 
-def gigabytes(number: float) -> str:
-    """Return a number of bytes in words."""
+def in_units(number: float) -> str:
+    """Return a number of bytes with a unit."""
     unit, size = next(
         ((u, s) for u, s in (("GB", 1e9), ("MB", 1e6)) if number >= s / 10), ("kB", 1e3)
     )
