@@ -13,6 +13,7 @@ from array_api_compat import array_namespace
 
 from dmf.engine.chunks import in_chunks
 from dmf.engine.data import Data
+from dmf.engine.kinds import is_dask
 from dmf.engine.lower import FAN_IN, FAN_IN_LARGE, Graph, Key, Lowering, Place
 from dmf.engine.runner import Leaf, Runner
 from dmf.engine.trace import HalfTrace, Trace
@@ -151,18 +152,15 @@ def start_state(
     for axis, side in enumerate(objective.sides):
         name = f"start-{'WH'[axis]}-{data.token}"
         rows = [data.grid.strip(axis, i) for i in range(data.grid.shape[axis])]
-        given = start.given(axis)
-        if given is not None:
-            lengths = tuple(len(r) for r in rows)
-            given = in_chunks(given, (lengths, (given.shape[1],)), runner)
-            graph.update(given.__dask_graph__())
+        given = _given_strips(start.given(axis), rows, f"given-{name}", runner)
+        graph.update(given)
         keys: list[Key] = []
         for i, r in enumerate(rows):
             begin = partial(
                 _begin, start=start, axis=axis, rows=r, side=side, dtype=data.dtype
             )
             counts = data.counts(axis).key(i, 0)
-            own = None if given is None else given.__dask_keys__()[i][0]
+            own = (f"given-{name}", i) if given else None
             keys.append((name, i))
             graph[name, i] = (begin, counts, own)
         strips.append(tuple(keys))
@@ -178,6 +176,21 @@ def start_state(
         {},
     )
     return replace(state, leaves=runner.run(graph, state.keys))
+
+
+def _given_strips(
+    factor: Any | None, rows: list[range], name: str, runner: Runner
+) -> Graph:
+    """Return the strips of a given factor: (name, i) is the one of the i-th rows."""
+    if factor is None:
+        return {}
+    if not is_dask(factor):
+        strips = runner.put([factor[r.start : r.stop] for r in rows])
+        return {(name, i): strip for i, strip in enumerate(strips)}
+    lengths = tuple(len(r) for r in rows)
+    lazy = in_chunks(factor, (lengths, (factor.shape[1],)), runner)
+    own = {(name, i): key for i, (key,) in enumerate(lazy.__dask_keys__())}
+    return {**lazy.__dask_graph__(), **own}
 
 
 def _begin(
