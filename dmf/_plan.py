@@ -213,6 +213,8 @@ def plan(
             speed = calibrated(layout, X, client)
     work, grid = layout.work, layout.grid.shape
     needed = layout.bytes(used)
+    # A pass works for all candidates; the grid is that of one of them.
+    wide = replace(work, width=work.width * restarts)
     return Plan(
         shape=work.shape,
         kind=work.kind,
@@ -223,7 +225,7 @@ def plan(
         grid=grid,
         streamed=work.streamed,
         tasks=tasks_of(grid),
-        seconds=cost_of(work, grid, machine, speed=speed).seconds,
+        seconds=cost_of(wide, grid, machine, speed=speed).seconds,
         process=needed.process,
         data=needed.data,
         factors=needed.factors,
