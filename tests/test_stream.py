@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -318,13 +318,13 @@ def test_refusals_name_what_would_fit() -> None:
 def test_a_fit_that_cant_work_is_refused_before_it_begins() -> None:
     read: list[int] = []
     X = da.zeros((40_000, 40_000), chunks=(1000, 40_000), dtype=np.float32)
-    X = X.map_blocks(lambda block: read.append(1) or block, dtype=X.dtype, meta=X._meta)
-    refuse: Callable[[], Any] = lambda: load(  # noqa: E731
-        X, None, 8000, Threads(), machine=Machine(2, memory=1e9), stream=True
+    X = X.map_blocks(
+        lambda block: read.append(1) or block, dtype=X.dtype, meta=np.empty((0, 0))
     )
+    small = Machine(2, memory=1e9)
     with (
         pytest.warns(PerformanceWarning, match="40 × 1 chunks, which are too large"),
         pytest.raises(ValueError, match="but this machine has 1 GB"),
     ):
-        refuse()
+        load(X, None, 8000, Threads(), machine=small, stream=True)
     assert read == []
