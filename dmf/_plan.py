@@ -6,15 +6,13 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from dmf._calibrate import calibrated
 from dmf._settings import check_settings
 from dmf.containers import unwrap_like, unwrap_pair
+from dmf.engine.arrays import number_observed
 from dmf.engine.cost import cost_of, tasks_of
 from dmf.engine.kinds import is_dask
 from dmf.engine.layout import in_units, layout_for, refusal, work_of
-from dmf.engine.predict import fetch
 from dmf.engine.runner import choose_runner, limited
 from dmf.entries import canonical_csr
 from dmf.validation import check_bool, check_integer, check_matrix, check_rank
@@ -108,20 +106,6 @@ class Plan:
         return "\n".join(told + ([] if self.refusal is None else [self.refusal]))
 
 
-def _stored(X: Array) -> int:
-    """Return how many entries a sparse matrix stores; a lazy one is read for it."""
-    if not is_dask(X):
-        return int(X.nnz)
-    ones = tuple((1,) * number for number in X.numblocks)
-    meta = np.empty((0, 0), dtype=np.int64)
-    counts = X.map_blocks(_stored_in, chunks=ones, dtype=np.int64, meta=meta)
-    return int(fetch(counts)[0].sum())
-
-
-def _stored_in(block: Array) -> Array:
-    return np.full((1, 1), block.nnz, dtype=np.int64)
-
-
 def _told(seconds: float) -> str:
     return f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
 
@@ -204,7 +188,8 @@ def plan(
     with runner.session():
         if work.kind == "sparse":
             X = X if is_dask(X) else canonical_csr(X)
-            work = replace(work, stored=_stored(X))
+            stored = number_observed(X, None) if is_dask(X) else X.nnz
+            work = replace(work, stored=stored)
         layout = layout_for(X, work, machine, beside=beside, stream=stream)
         used, speed = runner.used(), None  # before the calibration
         refused = refusal(layout, used)

@@ -11,10 +11,9 @@ from functools import partial
 from typing import Any, Protocol
 
 from dmf.engine.endings import Best, Outcome
-from dmf.engine.fingerprint import computed
 from dmf.engine.lower import Graph, Key
 from dmf.engine.rounds import State
-from dmf.engine.runner import Leaf, Runner
+from dmf.engine.runner import Leaf, Runner, computed
 from dmf.history import Record
 from dmf.solvers.base import Moved
 from dmf.status import Certificate, Status

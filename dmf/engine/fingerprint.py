@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from dataclasses import fields, is_dataclass
 from hashlib import blake2b
 from typing import Any
@@ -10,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from dmf.engine.data import Data
-from dmf.engine.lower import Graph, Key
-from dmf.engine.runner import Leaf, Runner
+from dmf.engine.runner import Runner, computed
 from dmf.engine.stream import opened
 from dmf.observed import Observed
 
@@ -31,17 +29,6 @@ def fingerprint(data: Data, runner: Runner) -> str:
 def _digest_of_block(block: Any) -> str:
     block = opened(block)
     return digest(tuple(getattr(block, field.name) for field in fields(Observed)))
-
-
-def computed(
-    runner: Runner, name: str, tasks: list[tuple[Any, ...]], leaves: dict[Key, Leaf]
-) -> list[Any]:
-    """Return what tasks on leaves compute, on this side of a cluster."""
-    token = uuid.uuid4().hex[:8]
-    keys: list[Key] = [(f"{name}-{token}", number) for number in range(len(tasks))]
-    graph: Graph = {**leaves, **dict(zip(keys, tasks, strict=True))}
-    done = runner.run(graph, keys) if keys else {}
-    return runner.fetch([done[key] for key in keys])
 
 
 def digest(value: Any) -> str:

@@ -118,19 +118,18 @@ def layout_for(
         if work.kind == "sparse":
             return Layout(work, machine, balanced_grid(X, work, machine))
         return Layout(work, machine, _even(work.shape, ranked_grids(work, machine)[0]))
-    kept = Layout(work, machine, grid_of_chunks(X, work, machine))
-    if stream is None:
+    if not stream:
+        kept = Layout(work, machine, grid_of_chunks(X, work, machine))
         fits = kept.bytes().total <= KEEP_SHARE * machine.memory
-        dense = work.kind == "dense"
-        stream = dense and not fits and _readable(machine, X, *beside)
-    elif stream and not _readable(machine, X, *beside):
+        may = stream is None and work.kind == "dense" and not fits
+        if not (may and _readable(machine, X, *beside)):
+            return kept
+    elif not _readable(machine, X, *beside):
         msg = (
             "stream=True needs blocks that can be read again, but X, its mask or its "
             "validation is on the workers already; leave stream=True out"
         )
         raise ValueError(msg)
-    if not stream:
-        return kept
     work = replace(work, streamed=True)
     return Layout(work, machine, grid_of_chunks(X, work, machine))
 

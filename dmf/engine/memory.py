@@ -54,7 +54,6 @@ def bytes_of(
     entries = work.stored / blocks
 
     counts = own * sum(8 * n / parts for n, parts in zip(work.shape, grid, strict=True))
-    data = counts if work.streamed else counts + own * entries * work.entry_bytes
 
     row_bytes = work.width * work.candidates * work.itemsize
     longer, shorter = (f(work.shape) * row_bytes for f in (max, min))
@@ -73,9 +72,12 @@ def bytes_of(
             sums = max(sums, waiting * strip * each)
     # What is kept is made before there are factors; what is streamed, beside them.
     if work.streamed:
-        reading += busy * entries * work.entry_bytes
-    both = reading + sums if work.streamed else max(reading - factors, sums)
-    return Bytes(max(used, PROCESS), data, factors, both)
+        data = counts
+        temporaries = reading + busy * entries * work.entry_bytes + sums
+    else:
+        data = counts + own * entries * work.entry_bytes
+        temporaries = max(reading - factors, sums)
+    return Bytes(max(used, PROCESS), data, factors, temporaries)
 
 
 def making_bytes(work: Work, entries: float) -> float:

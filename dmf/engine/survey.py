@@ -11,6 +11,7 @@ from dmf.engine.chunks import Chunks, in_chunks
 from dmf.engine.kinds import block_kind, in_memory, is_dask
 from dmf.engine.predict import AIM_BYTES
 from dmf.engine.runner import Runner, Threads
+from dmf.engine.trace import add_up
 
 Array = Any
 
@@ -69,19 +70,12 @@ def survey(
                 )
                 column += q
             row += p
-        add = delayed(_added, pure=False)
+        add = delayed(add_up, pure=False)
         while len(seen) > 1:
             groups = range(0, len(seen), SUMMANDS)
             seen = [add(seen[start : start + SUMMANDS]) for start in groups]
         chosen = {} if runner.remote or is_dask(X) else {"scheduler": "threads"}
         return compute(seen[0], **chosen)[0]
-
-
-def _added(parts: list[Any]) -> Any:
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total
 
 
 def _strips(X: Array) -> Chunks:

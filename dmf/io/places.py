@@ -97,6 +97,26 @@ def read_bytes(place: str, start: int = 0, stop: int | None = None) -> bytes:
         return content
 
 
+def write_whole(content: bytes, place: str) -> None:
+    """Write a file at a path or URL in one step: who reads it never sees a part."""
+    if is_url(place):
+        files, path = files_at(place)
+        with reached(place):
+            files.pipe_file(path, content)
+        return
+    folder, name = os.path.split(place)
+    part = os.path.join(folder, f".{name}.{os.getpid()}.part")
+    try:
+        with open(part, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, place)
+    finally:
+        with suppress(FileNotFoundError):
+            os.remove(part)
+
+
 def open_binary(place: str, compression: str | None = None) -> Any:
     """Open the file at a path or URL for reading; "infer": as its suffix says."""
     check_file(place)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from hashlib import blake2b
 from typing import Any
 
-from dmf.io.places import files_at, is_url, locate, reached, read_bytes
+from dmf.io.places import is_url, locate, read_bytes, write_whole
 from dmf.io.versions import version_of
 from dmf.jobs.config import Job
 
@@ -185,18 +185,7 @@ def read_manifest(place: str) -> Manifest | None:
 
 def write_json(value: Any, place: str) -> None:
     """Write a JSON file in one step."""
-    content = json.dumps(value, indent=1).encode()
-    if is_url(place):
-        files, path = files_at(place)
-        with reached(place):
-            files.pipe_file(path, content)
-        return
-    part = f"{place}.part"
-    with open(part, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, place)
+    write_whole(json.dumps(value, indent=1).encode(), place)
 
 
 def _read(place: str) -> bytes | None:

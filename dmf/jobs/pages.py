@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import dmf
+from dmf.io.places import write_whole
 from dmf.jobs.summary import known
 
 # In words from here on: 90 s is 1 min 30 s.
@@ -42,12 +42,7 @@ def require(module: str) -> Any:
 
 def write(text: str, path: Path) -> Path:
     """Write a file in one step: who reads it never sees a part."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_whole(text.encode(), str(path))
     return path
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
+
+from dmf.io.places import write_whole
 
 FILE = "run.json"
 # What ids look like: only folders of this name are ever removed.
@@ -77,10 +78,8 @@ class RunRecord:
 
     def write(self, folder: Path) -> None:
         """Write the record to its folder, in one step."""
-        path = folder / FILE
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(asdict(self), indent=1))
-        os.replace(part, path)
+        content = json.dumps(asdict(self), indent=1).encode()
+        write_whole(content, str(folder / FILE))
 
     @classmethod
     def read(cls, folder: Path) -> RunRecord:
