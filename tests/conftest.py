@@ -59,9 +59,13 @@ def cluster() -> Iterator[Any]:
     """A LocalCluster with two worker processes of one thread each."""
     from distributed import LocalCluster
 
-    with LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0"
-    ) as cluster:
+    with (
+        # By default, a worker that was killed must be back after 15 s, or never.
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "240 s"}),
+        LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0"
+        ) as cluster,
+    ):
         yield cluster
 
 
@@ -72,7 +76,7 @@ def client(cluster: Any) -> Iterator[Any]:
 
     with Client(cluster) as client:
         # A test before this one may have killed some, and their nannies start others.
-        client.wait_for_workers(2, timeout=60)
+        client.wait_for_workers(2, timeout=240)
         yield client
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 CONNECT_SECONDS = 10
 IDLE_SECONDS = 600
+RESTART_SECONDS = 300
 
 
 @contextmanager
@@ -50,7 +51,7 @@ def started(workers: int) -> Iterator[None]:
             dashboard_address="127.0.0.1:0",
             scheduler_kwargs={"dashboard": False},
         )
-    with _abandoned_tasks_unlogged(), cluster, Client(cluster):
+    with _restarts_awaited(), _abandoned_tasks_unlogged(), cluster, Client(cluster):
         yield
 
 
@@ -189,6 +190,20 @@ def _memory_kept() -> Iterator[None]:
     name = "distributed.nanny.pre-spawn-environ"
     kept = {"MALLOC_TRIM_THRESHOLD_": 2**31 - 1, "MALLOC_MMAP_THRESHOLD_": 2**25}
     with dask.config.set({name: {**dask.config.get(name), **kept}}):
+        yield
+
+
+@contextmanager
+def _restarts_awaited() -> Iterator[None]:
+    """Let a worker that died take its time to start again.
+
+    Dask gives up a worker that isn't back after 15 s, and never starts another in its
+    place; on a machine under load, the start of a process may take longer.
+    """
+    import dask
+
+    name = "distributed.deploy.lost-worker-timeout"
+    with dask.config.set({name: f"{RESTART_SECONDS} s"}):
         yield
 
 
