@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import dmf
@@ -155,6 +155,8 @@ def test_every_solver_can_stack(solver: Any) -> None:
 
 
 @settings(max_examples=15)
+# A move that ended next to a zero, by rounding, stopped the next one.
+@example([1, 4], [STACKS["kinds"][3]], 0.0, "global", True, "numpy", 1, 649)
 @given(
     ranks=st.lists(st.integers(1, 6), min_size=1, max_size=3),
     penalties=st.lists(

@@ -220,7 +220,9 @@ def _in_plane(
         x, y = (xp.astype(one, moving.dtype)[..., None] for one in (x, y))
         return x * first + y * second
 
-    point, share, zero, hit = _advance(xp, faces, faces.sign * moving, toward(x, y))
+    point, share, zero, hit = _advance(
+        xp, faces, moving, faces.sign * moving, toward(x, y)
+    )
     x, y = share * x, share * y
     # Along this direction the entry that was hit stays at 0, and so must all others.
     ex = xp.sum(xp.astype(xp.where(hit, second, 0 * second), xp.float64), axis=-1)
@@ -240,7 +242,7 @@ def _in_plane(
     tau = xp.where(xp.abs(tau) > FAR, 0 * tau, tau)
     ex, ey = tau * ex, tau * ey
     slide = xp.where(zero, 0 * slide, toward(ex, ey))
-    point, share, _, _ = _advance(xp, faces, point, slide)
+    point, share, _, _ = _advance(xp, faces, moving, point, slide)
     x, y = x + share * ex, y + share * ey
     return faces.sign * point, (x, y), _quadratic(faces.slopes, curvature, x, y)
 
@@ -280,9 +282,12 @@ def _along_proximal(
 
 
 def _advance(
-    xp: Any, faces: Faces, point: Array, move: Array
+    xp: Any, faces: Faces, start: Array, point: Array, move: Array
 ) -> tuple[Array, Array, Array, Array]:
     """Go along a move in face coordinates, at most to its end or to the first zero.
+
+    `start` is where the row was before all its moves: the entries of `point` carry the
+    rounding of that.
 
     Return the point, the share of the move that was made, what became 0, and which
     entry did so first.
@@ -294,11 +299,12 @@ def _advance(
     first = xp.min(when, axis=-1)
     stopped = first <= 1
     share = xp.where(stopped, first, xp.ones_like(first))
-    zero = stopped[..., None] & (when <= (share * (1 + 16 * epsilon))[..., None])
     numbers = xp.arange(point.shape[-1])
     hit = stopped[..., None] & (numbers == xp.argmin(when, axis=-1)[..., None])
     end = point + share[..., None] * move
-    end = xp.where(faces.bound & (end < 0), 0 * end, end)
+    # A move that leads to a zero ends on it: what rounding leaves of an entry would be
+    # met at once by the next move, and stop it.
+    zero = hit | (falls & (end <= 16 * epsilon * (xp.abs(start) + point)))
     return xp.where(zero, 0 * end, end), xp.astype(share, xp.float64), zero, hit
 
 
