@@ -273,7 +273,13 @@ def _random_start(
         levels[axis] = totals.mean
         mean_square = totals.deviation**2
     numbers = tuple(candidate.number for candidate in candidates)
-    return RandomStart(settings.seed, numbers, mean_square, (levels[0], levels[1]))
+    return RandomStart(
+        settings.seed,
+        numbers,
+        mean_square,
+        (levels[0], levels[1]),
+        getattr(settings.solver, "start_scale", 1.0),
+    )
 
 
 def _result(

@@ -18,6 +18,7 @@ SECONDS = {"s": 1, "min": 60, "h": 3600}
 # Solvers by the names that they have outside of Python.
 SOLVERS: dict[str, Solver] = {
     "plane": NormalizedGradient(),
+    "scaled": NormalizedGradient(scaled=True),
     "exact": NormalizedGradient("global", Exact()),
     "als": AlternatingLeastSquares(),
 }

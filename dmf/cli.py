@@ -96,8 +96,9 @@ def main() -> None:
     default="plane",
     show_default=True,
     help="plane: each row moves to the minimum in the plane of its gradient and its "
-    "previous move; exact: all rows move along the gradient, by the best common "
-    "length; als: alternating least squares.",
+    "previous move; scaled: the same, for ratings, with gradients divided by a mean "
+    "curvature; exact: all rows move along the gradient, by the best common length; "
+    "als: alternating least squares.",
 )
 @click.option("--max-rounds", type=int, default=200, show_default=True)
 @click.option(

@@ -98,12 +98,15 @@ class RandomStart:
         Of what the factors are to approximate.
     levels : (float, float)
         Where the offsets of W and of H begin.
+    scale : float
+        The size of the factors, as a share of the usual one.
     """
 
     seed: int
     numbers: tuple[int, ...]
     mean_square: float
     levels: tuple[float, float] = (0.0, 0.0)
+    scale: float = 1.0
 
     def given(self, axis: int) -> None:
         return None
@@ -116,7 +119,7 @@ class RandomStart:
     ) -> Array:
         strip = np.zeros((len(rows), len(self.numbers), side.width), dtype=dtype)
         for k, (number, rank) in enumerate(zip(self.numbers, side.ranks, strict=True)):
-            scale = scale_for(self.mean_square, rank)
+            scale = self.scale * scale_for(self.mean_square, rank)
             drawn = random_strip(self.seed, number, axis, rows, rank, scale, dtype)
             if side.penalties[k].nonnegative:
                 drawn = np.abs(drawn)

@@ -27,6 +27,7 @@ MONOTONE = [
         for step in (dmf.Exact(), dmf.Plane())
     ),
     dmf.AlternatingLeastSquares(),
+    dmf.NormalizedGradient(scaled=True),
 ]
 SOLVERS = [
     *MONOTONE,

@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 import dmf
 from benchmarks.common import power_law
 from dmf.init import random_strip, scale_for
+from dmf.objective import Side
+from dmf.offsets import COLUMNS
 from dmf.penalties import Lasso
+from dmf.solvers.descent import scaled_descent
 from tests.problems import MONOTONE, SOLVERS, low_rank, objective, objective_of
 
 PENALTIES = [
@@ -364,3 +367,94 @@ def test_als_needs_no_more_memory_than_its_tiles(K: int) -> None:
         np.testing.assert_allclose(
             moved.factor[:, k], moving[:, k] - move, rtol=1e-4, atol=1e-5
         )
+
+
+@pytest.mark.parametrize("offsets", ["none", "both", "global"])
+@pytest.mark.parametrize("unobserved", [0.0, 0.3])
+@pytest.mark.parametrize("by_count", [False, True])
+def test_scaled_gradients_are_newton_steps_of_average_rows(
+    offsets: str, unobserved: float, by_count: bool
+) -> None:
+    """Against one linear system for each row, of the columns that move."""
+    rng = np.random.default_rng(0)
+    roles = COLUMNS[offsets][0]
+    ridge = dmf.Ridge(0.2, by_count=by_count)
+    # One candidate is filled up with a column that never moves.
+    side = Side((ridge, ridge), (3, 2), 3, roles, ridge)
+    c, q = side.width, 50
+    moving, gradient = rng.standard_normal((2, 7, 2, c))
+    counts = np.arange(1.0, 8.0)
+    terms = side.terms(moving, counts, np.zeros(2))
+    F = rng.standard_normal((2, q, c))
+    live = np.ones((2, c), bool)
+    live[1, 2] = False
+    live[:, 3:] = [role == "offset" for role in roles]
+    gradient[:, 1, 2] = moving[:, 1, 2] = F[1, :, 2] = 0
+    gram = np.swapaxes(F, 1, 2) @ F
+    found = scaled_descent(
+        (gradient, np.zeros(2)),
+        moving,
+        terms,
+        counts,
+        gram,
+        fixed_rows=q,
+        unobserved=unobserved,
+    )
+    for i in range(7):
+        weight = counts[i] + unobserved * (q - counts[i])
+        strength = 0.2 * (counts[i] if by_count else 1.0)
+        for k in range(2):
+            own = live[k]
+            system = weight * gram[k][np.ix_(own, own)] / q + strength * np.eye(
+                own.sum()
+            )
+            slope = (gradient + terms.gradient(moving))[i, k, own]
+            assert not found[i, k, ~own].any()
+            # However long they are: dmf measures how far to go.
+            aims = found[i, k, own], -np.linalg.solve(system, slope)
+            units = [aim / np.linalg.norm(aim) for aim in aims]
+            np.testing.assert_allclose(*units, rtol=1e-9)
+
+
+@pytest.mark.parametrize("unobserved", [0.0, 1.0])
+def test_where_rows_are_average_scaled_gradients_are_least_squares(
+    unobserved: float,
+) -> None:
+    """All is observed, or counts as if it were: the first half-steps are exact."""
+    problem = low_rank(m=20, n=15, observed=0.5)
+    X = problem.truth if unobserved == 0 else problem.sparse()
+    options: dict[str, Any] = {
+        "unobserved_weight": unobserved,
+        "penalty": dmf.Ridge(0.3),
+    }
+    start = dmf.factorize(X, 3, max_rounds=1, **options)
+    exact, scaled = (
+        dmf.factorize(X, 3, start=start, solver=solver, max_rounds=1, **options)
+        for solver in (
+            dmf.AlternatingLeastSquares(),
+            dmf.NormalizedGradient(step=dmf.Exact(), scaled=True),
+        )
+    )
+    np.testing.assert_allclose(scaled.W, exact.W, rtol=1e-8)
+    np.testing.assert_allclose(scaled.H, exact.H, rtol=1e-8)
+
+
+def test_scaled_gradients_need_a_third_of_the_rounds_on_ratings() -> None:
+    X = power_law(6000, 3000, 400_000, 4)
+    train, held_out = dmf.split_observed(X, 0.1, seed=0)
+    test = held_out.tocoo()
+
+    def rmse(rounds: int, scaled: bool) -> float:
+        fit = dmf.factorize(
+            train,
+            8,
+            offsets="both",
+            penalty=dmf.Ridge(0.05, by_count=True) + dmf.Ridge(1.0),
+            solver=dmf.NormalizedGradient(scaled=scaled),
+            max_rounds=rounds,
+            tol=0,
+        )
+        error = fit.predict(test.row, test.col) - test.data
+        return float(np.sqrt(np.mean(error**2)))
+
+    assert rmse(8, scaled=True) < rmse(24, scaled=False)

@@ -61,15 +61,24 @@ def agree(found: Any, expected: Any, dtype: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@given(data=st.data(), moves=st.sampled_from([1, 2]), first=st.booleans())
+@given(
+    data=st.data(),
+    moves=st.sampled_from([1, 2]),
+    first=st.booleans(),
+    given_first=st.booleans(),
+)
 def test_compiled_strips_follow_the_formulas(
-    dtype: Any, data: Any, moves: int, first: bool
+    dtype: Any, data: Any, moves: int, first: bool, given_first: bool
 ) -> None:
     side, gradient, moving, last, counts = data.draw(strips_of(dtype))
     K = moving.shape[1]
     terms = side.terms(moving, counts, np.linspace(-1, 1, K))
     arguments = (gradient, moving, None if first else last, terms)
+    if given_first:
+        arguments = (*arguments, np.roll(gradient, 1, axis=0))
     found = strips.directions(*arguments, moves=moves)
+    slope = terms.still(gradient + terms.gradient(moving)).astype(float)
+    np.testing.assert_allclose(found.gradient, np.sum(slope**2, axis=(0, 2)), rtol=1e-4)
     agree(found, strips.plain_directions(*arguments, moves=moves), dtype)
     strides = found.norms * np.linspace(0.1, 1, moves)
     arguments = (moving, found.units, strides, terms)

@@ -104,7 +104,7 @@ def load(url: PathLike) -> Factorization:
     ...     fit.save(path)
     ...     again = dmf.load(path)
     >>> bool(np.all(again.W == fit.W)), again.solver, again.status.code
-    (True, NormalizedGradient(scope='row', step=Plane()), 'max_rounds')
+    (True, NormalizedGradient(scope='row', step=Plane(), scaled=False), 'max_rounds')
     """
     import zarr
 

@@ -149,7 +149,7 @@ class ModelSection(Section):
 
 
 class SolverSection(Section):
-    name: Literal["plane", "exact", "als"] = "plane"
+    name: Literal["plane", "scaled", "exact", "als"] = "plane"
     max_rounds: Count = 200
     tol: Real = 1e-4
 

@@ -38,21 +38,30 @@ Terms = Any  # dmf.objective.Terms
 
 
 def directions(
-    gradient: Array, moving: Array, last: Array | None, terms: Terms, *, moves: int
+    gradient: Array,
+    moving: Array,
+    last: Array | None,
+    terms: Terms,
+    first: Array | None = None,
+    *,
+    moves: int,
 ) -> Directions:
     """Return the directions of a strip: see `dmf.kernels.strips.directions`."""
     p, K, width = moving.shape
     if width < shortest_row(moving.dtype):
-        return strips.plain_directions(gradient, moving, last, terms, moves=moves)
+        return strips.plain_directions(
+            gradient, moving, last, terms, first, moves=moves
+        )
     if moves == 2 and last is None:
         last = np.zeros_like(moving)
     pairs = PAIRS[moves]
     units = [np.empty(moving.shape, moving.dtype) for _ in range(moves)]
     numbers = np.empty((3 * moves + pairs, p * K))
-    penalty = np.zeros(K)
+    penalty, square = np.zeros(K), np.zeros(K)
     _directions(
         _flat(gradient),
         _flat(moving),
+        None if first is None else _flat(first),
         None if last is None or moves == 1 else _flat(last),
         *_of_terms(terms),
         layout_of(width, moving.dtype),
@@ -60,13 +69,14 @@ def directions(
         None if moves == 1 else units[1].reshape(p * K, width),
         numbers,
         penalty,
+        square,
     )
     # The numbers of a kind lie side by side in memory, as they are worked with later.
     kinds = np.moveaxis(numbers.reshape(3 * moves + pairs, p, K), 0, -1)
     cuts = [moves, 2 * moves, 3 * moves]
     norms, loss_slopes, penalty_slopes, curvature = np.split(kinds, cuts, axis=-1)
     return Directions(
-        tuple(units), norms, loss_slopes, penalty_slopes, curvature, penalty
+        tuple(units), norms, loss_slopes, penalty_slopes, curvature, penalty, square
     )
 
 
@@ -127,6 +137,7 @@ def _of_terms(terms: Terms) -> tuple[Array, Array | None, Array | None]:
 def _directions(
     gradient,
     moving,
+    first,
     last,
     ridge,
     centre,
@@ -136,6 +147,7 @@ def _directions(
     unit_too,
     numbers,
     penalty,
+    square,
 ):
     for row in range(moving.shape[0]):
         i, k = divmod(row, penalty.size)
@@ -149,7 +161,11 @@ def _directions(
         down = minus(blank(here), plus(slope, pull))
         if free is not None:
             down = times(down, load(free, 0, layout))
-        norm, down = _unit(down, layout)
+        norm, ahead = _unit(down, layout)
+        square[k] += norm * norm
+        if first is not None:
+            norm, ahead = _unit(load(first, row, layout), layout)
+        down = ahead
         store(unit, row, layout, down)
         curved = _weighed(ridge, i, k, down, layout)
         down = own(down, layout)

@@ -20,17 +20,18 @@ PAIRS = {1: 1, 2: 3}
 class Directions(NamedTuple):
     """Where the rows of a strip may go, and how the objective begins to change there.
 
-    The moves are the negative gradient −g and, for a plane, the previous move s, each
-    row scaled to length one: however large or small the gradients are, kernels see
-    numbers near one. `norms` holds the lengths that were divided out.
+    The moves are the first one, −g unless another is given, and, for a plane, the
+    previous move s, each row scaled to length one: however large or small the gradients
+    are, kernels see numbers near one. `norms` holds the lengths that were divided out.
     """
 
     units: tuple[Array, ...]  # k arrays (p, K, c)
     norms: Array  # (p, K, k), float64
-    loss_slopes: Array  # (p, K, k): derivatives of the loss along −g and s
+    loss_slopes: Array  # (p, K, k): derivatives of the loss along the moves
     penalty_slopes: Array  # (p, K, k)
     penalty_curvature: Array  # (p, K, k(k+1)/2)
     penalty: Array  # (K,): of the rows as they are
+    gradient: Array  # (K,): squared norm of the objective's gradient
 
 
 class Advanced(NamedTuple):
@@ -45,9 +46,15 @@ class Advanced(NamedTuple):
 
 
 def directions(
-    gradient: Array, moving: Array, last: Array | None, terms: Terms, *, moves: int
+    gradient: Array,
+    moving: Array,
+    last: Array | None,
+    terms: Terms,
+    first: Array | None = None,
+    *,
+    moves: int,
 ) -> Directions:
-    """Return the directions of a strip: its gradient's, and that of its last move.
+    """Return the directions of a strip: against its gradient, and of its last move.
 
     Parameters
     ----------
@@ -58,23 +65,34 @@ def directions(
         The previous move; None in the first round.
     terms : Terms
         The penalty, a quadratic one.
+    first : array, shape (p, K, c), optional
+        Where to go first, if not along −g.
     moves : {1, 2}
     """
     if is_numpy_namespace(array_namespace(moving)):
         from dmf.kernels import rows
 
-        return rows.directions(gradient, moving, last, terms, moves=moves)
-    return plain_directions(gradient, moving, last, terms, moves=moves)
+        return rows.directions(gradient, moving, last, terms, first, moves=moves)
+    return plain_directions(gradient, moving, last, terms, first, moves=moves)
 
 
 def plain_directions(
-    gradient: Array, moving: Array, last: Array | None, terms: Terms, *, moves: int
+    gradient: Array,
+    moving: Array,
+    last: Array | None,
+    terms: Terms,
+    first: Array | None = None,
+    *,
+    moves: int,
 ) -> Directions:
     """Return what `directions` does, by formulas on arrays."""
     xp = array_namespace(moving)
     pull = terms.gradient(moving)
     last = xp.zeros_like(moving) if last is None else last
-    candidates = [-terms.still(gradient + pull), last][:moves]
+    slope = terms.still(gradient + pull)
+    # In float64: the squares of tiny or huge entries would leave float32.
+    wide = xp.astype(slope, xp.float64)
+    candidates = [-slope if first is None else first, last][:moves]
     units, norms = zip(*(unit_rows(xp, move) for move in candidates), strict=True)
     pairs = [(a, b) for k, a in enumerate(units) for b in units[k:]]
     lengths = [(a, b) for k, a in enumerate(norms) for b in norms[k:]]
@@ -97,6 +115,7 @@ def plain_directions(
         slopes(pull),
         xp.stack(curvature, axis=-1),
         terms.value(moving),
+        xp.sum(wide * wide, axis=(0, 2)),
     )
 
 

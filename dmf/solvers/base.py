@@ -92,7 +92,11 @@ class HalfStep(Protocol):
 
 
 class Solver(Protocol):
-    """Anything with a half-step: it returns the handle of what `moved` has made."""
+    """Anything with a half-step: it returns the handle of what `moved` has made.
+
+    It may have a `start_scale`: how large random factors shall be at first, as a share
+    of their usual size.
+    """
 
     def half_step(self, half: HalfStep) -> Value: ...
 

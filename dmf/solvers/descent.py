@@ -16,13 +16,15 @@ from array_api_compat import array_namespace
 from dmf.kernels.strips import Directions, change_along
 from dmf.objective import Side, Terms
 from dmf.solvers.base import HalfStep, Moved, Value, report_of
-from dmf.solvers.loss import Loss
+from dmf.solvers.loss import Loss, through
 
 Array = Any
 
 
 class Quadratic(NamedTuple):
-    """The objective along −g (and s): exact, because it is quadratic there.
+    """The objective along the moves: exact, because it is quadratic there.
+
+    The first move goes along −g, or along the scaled gradient; the second along s.
 
     For every row of a strip or, summed over everything, for the whole factor.
     """
@@ -31,7 +33,7 @@ class Quadratic(NamedTuple):
     penalty_slopes: Array  # (..., K, k)
     loss_curvature: Array  # (..., K, k(k+1)/2): ⟨gg⟩ or ⟨gg⟩, ⟨gs⟩, ⟨ss⟩
     penalty_curvature: Array
-    gradient: Array  # (..., K): ‖g‖²
+    first: Array  # (..., K): squared length of the first move
 
 
 class Step(Protocol):
@@ -54,7 +56,7 @@ class Step(Protocol):
         """
 
 
-def descend(half: HalfStep, scope: str, step: Step) -> Value:
+def descend(half: HalfStep, scope: str, step: Step, scaled: bool = False) -> Value:
     """Describe a half-step that goes against the gradient.
 
     Parameters
@@ -64,19 +66,32 @@ def descend(half: HalfStep, scope: str, step: Step) -> Value:
         "row": each row has a length of its own, so that nothing waits for the sum over
         everything. "global": one length for the whole factor.
     step : Step
+    scaled : bool, default False
+        Go first along `scaled_descent`, not along −g.
     """
     loss = Loss(half)
     summed = loss.gradient(half.moving)
     terms = half.per_strip(
         "terms", half.side.terms, half.moving, half.counts, half.centre
     )
+    operands = [summed, half.moving, half.memory, terms]
+    if scaled:
+        first = half.per_strip(
+            "scaled",
+            partial(
+                scaled_descent, fixed_rows=half.fixed_rows, unobserved=half.unobserved
+            ),
+            summed,
+            half.moving,
+            terms,
+            half.counts,
+            loss.gram,
+        )
+        operands.append(first)
     directions = half.per_strip(
         "direction",
         partial(find_directions, find=half.kernels.directions, moves=step.moves),
-        summed,
-        half.moving,
-        half.memory,
-        terms,
+        *operands,
     )
     model = half.per_strip(
         "model",
@@ -109,13 +124,53 @@ def find_directions(
     moving: Array,
     memory: tuple[Array] | None,
     terms: Terms,
+    first: Array | None = None,
     *,
     find: Callable[..., Directions],
     moves: int,
 ) -> Directions:
     """Return the directions of a strip, with the kernel that finds them."""
     last = None if memory is None else memory[0]
-    return find(summed[0], moving, last, terms, moves=moves)
+    return find(summed[0], moving, last, terms, first, moves=moves)
+
+
+def scaled_descent(
+    summed: tuple[Array, Array],
+    moving: Array,
+    terms: Terms,
+    counts: Array,
+    gram: Array,
+    *,
+    fixed_rows: int,
+    unobserved: float,
+) -> Array:
+    """Return −(w_i FᵀF + q λ_i)⁻¹ g_i for each row of a strip, shape (p, K, c).
+
+    Of the q rows of the fixed factor F, row i meets those of its n_i observed entries:
+    w_i = n_i, and α for each of the others. Were they the average of all, this would
+    lead to the row's minimum. How long it is doesn't matter.
+    """
+    xp = array_namespace(moving)
+    slope = terms.still(summed[0] + terms.gradient(moving))
+    if terms.free is not None:
+        free = xp.astype(terms.free, gram.dtype)
+        gram = gram * free * free[:, None]
+    values, vectors = xp.linalg.eigh(gram)
+    # In units of the largest: float32 has room for what is left.
+    top = values[:, -1:]
+    top = xp.where(top > 0, top, xp.ones_like(top))
+    values = xp.where(values > 0, values, xp.zeros_like(values)) / top
+    # The offsets' own ridge is left out: all columns of a row share the eigenvectors.
+    ridge = xp.astype(terms.ridge[..., :1], xp.float64) * (fixed_rows / top)
+    weight = counts + unobserved * (fixed_rows - counts)
+    curvature = xp.astype(weight[:, None, None] * values + ridge, moving.dtype)
+    turned = through(slope, vectors)
+    flat = curvature <= xp.finfo(moving.dtype).eps * curvature[..., -1:]
+    safe = xp.where(flat, xp.ones_like(curvature), curvature)
+    turned = xp.where(flat, xp.zeros_like(turned), turned / safe)
+    down = -through(turned, xp.matrix_transpose(vectors))
+    # Columns that never move, and those beyond a candidate's rank, have no slope.
+    return xp.where(slope == 0, xp.zeros_like(down), down)
 
 
 def build_model(directions: Directions, curvature: Array, *, scope: str) -> Quadratic:
@@ -172,7 +227,7 @@ def update(
         loss_before=loss,
         change=change,
         penalties=(directions.penalty, after.penalty),
-        gradient=xp.sum(norms[..., 0] ** 2, axis=0),
+        gradient=directions.gradient,
         sizes=(after.move_square, after.factor_square, after.zeros),
         in_plane=in_plane,
     )

@@ -11,7 +11,7 @@ Three kinds of data need three ways to them, and no solver needs to know which i
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from array_api_compat import array_namespace
@@ -31,11 +31,12 @@ class Loss:
 
     def __init__(self, half: HalfStep) -> None:
         self._half = half
-        # Of the whole fixed factor: FᵀF, float64, shape (K, c, c).
-        self.gram: Value | None = None
-        if half.unobserved or not half.masked:
-            each = half.per_fixed("gram", gram_of, half.fixed_strip)
-            self.gram = half.sum_over_all(each)
+
+    @cached_property
+    def gram(self) -> Value:
+        """The handle of FᵀF of the whole fixed factor, float64, shape (K, c, c)."""
+        half = self._half
+        return half.sum_over_all(half.per_fixed("gram", gram_of, half.fixed_strip))
 
     def gradient(self, moving: Value) -> Value:
         """Return the handle of each strip's gradient, shape (p, K, c), and loss, (K,).

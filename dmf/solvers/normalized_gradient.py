@@ -15,6 +15,9 @@ from dmf.solvers.steps import STEPS, Plane
 
 Scope = Literal["row", "global"]
 
+# How large random factors are at first, where gradients are scaled. On ratings, with
+# rank 16 and 32, a tenth takes twice the rounds; a thousandth takes longer to grow.
+SMALL = 0.01
 # Sweeps of coordinate descent in a half-step on complete data.
 SWEEPS = 3
 # How far beyond its minimum a row goes there: over-relaxation. On digits and on parts
@@ -39,6 +42,16 @@ class NormalizedGradient:
         gradient's Frobenius norm from a sum over all blocks.
     step : Constant, Decay, Exact or Plane, default Plane()
         How far to go.
+    scaled : bool, default False
+        Divide the gradient of each row by the curvature that it would have if its
+        entries were the average of all: −g_i (n_i FᵀF/q + λ_i)⁻¹, where F is the fixed
+        factor, of q rows [1]_. And start a hundred times smaller: the first rounds then
+        find the directions of X that matter most, one after the other [2]_. On ratings
+        this takes a third of the rounds or fewer, at one product with an r × r matrix
+        more for each row. It needs penalties as strong as the noise asks for, such as
+        `Ridge(…, by_count=True)`: directions that plain gradients reach late, if at
+        all, grow at once, so that with weak penalties it follows noise sooner, and with
+        a rank too large it may stay in a poorer minimum.
 
     Raises
     ------
@@ -54,6 +67,13 @@ class NormalizedGradient:
     row doesn't matter to it, and the objective never rises. It costs two passes over
     the data for each half-step: gradient and curvature.
 
+    References
+    ----------
+    .. [1] T. Tong, C. Ma, Y. Chi, "Accelerating ill-conditioned low-rank matrix
+       estimation via scaled gradient descent", JMLR 22 (2021), 1-63.
+    .. [2] D. Stöger, M. Soltanolkotabi, "Small random initialization is akin to
+       spectral learning", NeurIPS 2021.
+
     Examples
     --------
     >>> import numpy as np, dmf
@@ -66,6 +86,11 @@ class NormalizedGradient:
 
     scope: Scope = "row"
     step: Step = field(default_factory=Plane)
+    scaled: bool = False
+
+    @property
+    def start_scale(self) -> float:
+        return SMALL if self.scaled else 1.0
 
     def __post_init__(self) -> None:
         if self.scope not in get_args(Scope):
@@ -80,7 +105,7 @@ class NormalizedGradient:
         if half.side.smooth:
             return glide(half)
         if half.side.quadratic:
-            return descend(half, self.scope, self.step)
+            return descend(half, self.scope, self.step, self.scaled)
         if half.masked:
             return proximal(half)
         # The fixed factor's Gram matrix is at hand: sweeps over it cost no pass.

@@ -130,7 +130,7 @@ class Plain:
         check_real("learning_rate", self.learning_rate, positive=True)
 
     def lengths(self, model: Quadratic, round: int, tolerance: float) -> Array:
-        xp = array_namespace(model.gradient)
+        xp = array_namespace(model.first)
         return self.learning_rate * xp.ones_like(model.loss_slopes)
 
 
@@ -140,7 +140,7 @@ STEPS = (Constant, Decay, Exact, Plane)
 
 def _normalized(model: Quadratic, length: float) -> Array:
     """Return length / ‖g‖; 0 where the gradient vanishes."""
-    xp = array_namespace(model.gradient)
-    norm = xp.sqrt(model.gradient)
+    xp = array_namespace(model.first)
+    norm = xp.sqrt(model.first)
     safe = xp.where(norm > 0, norm, xp.ones_like(norm))
     return xp.where(norm > 0, length / safe, xp.zeros_like(norm))[..., None]
