@@ -13,6 +13,7 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from dmf.entries import canonical_csr, filled_dtype, is_sparse, row_numbers
+from dmf.kernels import dense
 
 Array = Any
 
@@ -98,7 +99,10 @@ class Share(NamedTuple):
             rows, columns = self._numbers(np, X.shape, origin)
             # A row is mixed once, not once for each of its entries.
             of_row = np.repeat(self._mixed_rows(rows), np.diff(X.indptr))
-            return self._chosen(of_row, columns[X.indices])
+            chosen = np.empty(X.nnz, dtype=bool)
+            for own in dense.cuts(X.nnz, PART):
+                chosen[own] = self._chosen(of_row[own], columns[X.indices[own]])
+            return chosen
         xp = array_namespace(X)
         rows, columns = self._numbers(xp, X.shape, origin)
         # In parts: the words take eight times as much as what they decide.

@@ -215,13 +215,16 @@ def _observe_sparse(
 
     def part(chosen: Array) -> SparseBlock:
         """Return a block of some of the entries that are stored."""
-        kept = np.concatenate([[0], np.cumsum(chosen)])
-        every = bool(np.all(chosen))
+        kept: Any = slice(None)
+        starts: Array = X.indptr
+        if not np.all(chosen):
+            kept = np.flatnonzero(chosen)
+            starts = np.searchsorted(kept, X.indptr)
         return SparseBlock(
-            (X.indptr if every else kept[X.indptr]).astype(np.int64),
-            (X.indices if every else X.indices[chosen]).astype(np.int32),
-            values if every else values[chosen],
-            weights if every or weights is None else weights[chosen],
+            starts.astype(np.int64, copy=False),
+            X.indices[kept].astype(np.int32, copy=False),
+            values[kept],
+            None if weights is None else weights[kept],
             X.shape,
             unobserved,
         )

@@ -63,7 +63,11 @@ class Totals:
         xp = array_namespace(values)
         values = xp.astype(values, xp.float64)  # squares may leave float32
         if weights is None:
-            weights = xp.ones_like(values)
+            if values.size == 0:
+                return cls()
+            mean = float(xp.mean(values))
+            spread = float(xp.sum((values - mean) ** 2))
+            return cls(weight=float(values.size), mean=mean, spread=spread)
         weights = xp.astype(weights, xp.float64)
         weight = float(xp.sum(weights))
         if weight <= 0:

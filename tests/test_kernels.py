@@ -202,6 +202,21 @@ def test_errors_are_sums_of_squares_and_of_sizes(
         np.testing.assert_allclose(found[k], expected, rtol=1e-12)
 
 
+@each_mask
+@each_kind
+def test_residuals_are_those_of_what_is_observed(kind: str, mask: str) -> None:
+    """One for each entry, by rows, with its weight."""
+    problem = low_rank(m=9, n=7, rank=2)
+    block, M = block_of(problem, kind, mask)
+    W, H = (factor[:, 0] for factor in stacked_start(problem, 1))
+    parts = list(kernels_for(kind).residuals(block, W, H))
+    found = np.concatenate([residuals for residuals, _ in parts])
+    expected = (problem.truth - W @ H.T)[M > 0]
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-14)
+    weights = [np.ones(len(r)) if w is None else w for r, w in parts]
+    np.testing.assert_allclose(np.concatenate(weights), M[M > 0], rtol=1e-12)
+
+
 @each_axis
 @each_mask
 @each_case

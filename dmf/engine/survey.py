@@ -7,11 +7,13 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
-from dmf.engine.chunks import Chunks, in_chunks
+from dmf.engine.chunks import in_chunks
 from dmf.engine.kinds import block_kind, in_memory, is_dask
-from dmf.engine.predict import AIM_BYTES
-from dmf.engine.runner import Runner, Threads
+from dmf.engine.lower import Graph
+from dmf.engine.predict import AIM_BYTES, fetch
+from dmf.engine.runner import Runner, Threads, on_threads
 from dmf.engine.trace import add_up
+from dmf.entries import canonical_csr
 
 Array = Any
 
@@ -42,16 +44,40 @@ def survey(
     runner : Runner
         What is in memory is looked at by threads of this process.
     """
+    if is_dask(X):
+        return _survey_lazily(X, mask, W, H, look, runner)
+    W, H = fetch(W, H)
+    matrices = [X] if mask is None else [X, in_memory(mask)]
+    if block_kind(X) == "sparse":
+        matrices = [canonical_csr(Y) for Y in matrices]
+
+    def seen(start: int, stop: int) -> Any:
+        own = slice(start, stop)
+        block, *masks = (Y[own] for Y in matrices)
+        return look(block, masks[0] if masks else None, W[own], H, (start, 0))
+
+    ends = pairwise(_ends(X))
+    tasks: Graph = {("look", k): (seen, *pair) for k, pair in enumerate(ends)}
+    with Threads().session():
+        return add_up(list(on_threads(tasks, list(tasks)).values()))
+
+
+def _survey_lazily(
+    X: Array,
+    mask: Array | None,
+    W: Array,
+    H: Array,
+    look: Callable[..., Any],
+    runner: Runner,
+) -> Any:
     from dask.base import compute
     from dask.delayed import delayed
 
-    if not is_dask(X):
-        runner, mask = Threads(), in_memory(mask)
-    chunks = X.chunks if is_dask(X) else _strips(X)
+    chunks = X.chunks
     width = (W.shape[1],)
     with runner.session():
         given = [
-            in_chunks(X, chunks, runner),
+            X,
             in_chunks(W, (chunks[0], width), runner),
             in_chunks(H, (chunks[1], width), runner),
         ]
@@ -74,14 +100,15 @@ def survey(
         while len(seen) > 1:
             groups = range(0, len(seen), SUMMANDS)
             seen = [add(seen[start : start + SUMMANDS]) for start in groups]
-        chosen = {} if runner.remote or is_dask(X) else {"scheduler": "threads"}
-        return compute(seen[0], **chosen)[0]
+        return compute(seen[0])[0]
 
 
-def _strips(X: Array) -> Chunks:
-    """Cut an array in memory into strips of rows of about equal, small size."""
+def _ends(X: Array) -> list[int]:
+    """Cut an array in memory into strips of rows of about equal, small size.
+
+    There are a multiple of four of them, so that few threads have equally much to do.
+    """
     m, n = X.shape
     entries = X.nnz if block_kind(X) == "sparse" else m * n
-    P = min(max(m, 1), max(1, math.ceil(8 * entries / AIM_BYTES)))
-    ends = [m * k // P for k in range(P + 1)]
-    return tuple(b - a for a, b in pairwise(ends)), (n,)
+    P = min(max(m, 1), 4 * max(1, math.ceil(2 * entries / AIM_BYTES)))
+    return [m * k // P for k in range(P + 1)]

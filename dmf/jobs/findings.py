@@ -17,8 +17,9 @@ import numpy as np
 from dmf._fold import objective_of
 from dmf._predict import augmented
 from dmf.containers import unwrap_pair
+from dmf.engine.lower import Graph
 from dmf.engine.predict import fetch
-from dmf.engine.runner import Threads, choose_runner
+from dmf.engine.runner import Threads, choose_runner, on_threads
 from dmf.engine.survey import survey
 from dmf.jobs.looks import SAMPLE, Seen, SeenCloser, drawn, look, look_closer
 from dmf.objective import Side
@@ -200,13 +201,15 @@ def _certainty(
     parts = fetch(factors[0][rows], factors[1][columns])
     W, H = (part.astype(np.float64) for part in parts)
     W, H = W[i], H[j]
-    variances = np.zeros(len(W))
+    sides: Graph = {}
     for axis, own, index, others in ((0, rows, i, H), (1, columns, j, W)):
         counts = seen.counts(axis)[own]
         counts += fit.unobserved_weight * (fit.shape[1 - axis] - counts)
-        stack = [close.curvatures[axis][k] for k in own.tolist()]
+        stack = np.array([close.curvatures[axis][k] for k in own.tolist()])
         side = objective_of(fit).sides[axis]
-        variances += _quadratic_forms(stack, side, counts, index, others)
+        task = (_quadratic_forms, stack, side, counts, index, others)
+        sides[("certainty", axis)] = task
+    variances = sum(on_threads(sides, list(sides)).values())
     known = np.isfinite(variances)  # 0 times infinity is no number
     stds = np.full(len(W), np.inf)
     stds[known] = seen.residuals.deviation * np.sqrt(variances[known])
@@ -220,7 +223,7 @@ def _quadratic_forms(
 
     Parameters
     ----------
-    stack : list of arrays, shape (c, c)
+    stack : array, shape (k, c, c)
         The A_i.
     side : Side
     counts : array, shape (k,)

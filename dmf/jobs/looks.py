@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 
-from dmf.entries import row_numbers
-from dmf.kernels import dense
+from dmf.kernels import kernels_for
 from dmf.kernels.dense import DenseBlock
 from dmf.observed import observe
 from dmf.totals import Totals
@@ -23,8 +22,6 @@ PICTURE = 64  # rows and columns of the picture, at most
 # Missing cells: how many are looked at closely, and are drawn from all cells.
 SAMPLE = 2000
 DRAWN = 2**18
-# Entries whose residuals are made at once, where X is sparse.
-TILE_ENTRIES = 2**20
 
 
 @dataclass(frozen=True)
@@ -103,7 +100,7 @@ def look(
 ) -> Seen:
     seen = observe(X, mask, working_dtype(X.dtype), origin)
     totals = Totals()
-    for residuals, weights in _residuals_of(seen.block, W, H):
+    for residuals, weights in _kernels(seen.block).residuals(seen.block, W, H):
         totals = totals + Totals.of(residuals, weights)
     rows, columns = seen.counts
     return Seen(
@@ -126,9 +123,9 @@ def look_closer(
     cells: tuple[Array, Array],
     unobserved: float,
 ) -> SeenCloser:
-    block = observe(X, mask, working_dtype(X.dtype), origin).block
+    block = observe(X, mask, working_dtype(X.dtype), origin, again=True).block
     sizes = np.zeros(len(edges) - 1, dtype=np.int64)
-    for residuals, _ in _residuals_of(block, W, H):
+    for residuals, _ in _kernels(block).residuals(block, W, H):
         sizes += np.histogram(residuals, edges)[0]
     curvatures = []
     for axis, other in ((0, H), (1, W)):
@@ -140,25 +137,8 @@ def look_closer(
     return SeenCloser(edges, sizes, (curvatures[0], curvatures[1]))
 
 
-def _residuals_of(
-    block: Any, W: Array, H: Array
-) -> Iterator[tuple[Array, Array | None]]:
-    """Go through the residuals of a block's observed entries, with their weights."""
-    if isinstance(block, DenseBlock):
-        for rows in dense.tiles(block):
-            residuals = block.values[rows] - W[rows] @ H.T
-            if block.weights is None:
-                yield residuals.ravel(), None
-                continue
-            weights = block.weights[rows]
-            observed = weights > 0
-            yield residuals[observed], weights[observed]
-        return
-    owners = row_numbers(block.starts)
-    for entries in dense.cuts(len(block.values), TILE_ENTRIES // W.shape[1] + 1):
-        predicted = np.vecdot(W[owners[entries]], H[block.columns[entries]])
-        weights = None if block.weights is None else block.weights[entries]
-        yield block.values[entries] - predicted, weights
+def _kernels(block: Any) -> Any:
+    return kernels_for("dense" if isinstance(block, DenseBlock) else "sparse")
 
 
 def _weights(block: Any, axis: int, own: Array) -> Any:
@@ -167,10 +147,16 @@ def _weights(block: Any, axis: int, own: Array) -> Any:
         full = np.broadcast_to(True, block.shape)
         M = np.take(full if block.weights is None else block.weights, own, axis)
         return sp.csr_array(M.T if axis else M)
-    ones = np.ones(len(block.values))
-    weights = ones if block.weights is None else block.weights
-    M = sp.csr_array((weights, block.columns, block.starts), shape=block.shape)
+    M = _mask_of(block)
     return M[:, own].T.tocsr() if axis else M[own]
+
+
+def _mask_of(block: Any) -> Any:
+    """Return M of a sparse block, as compressed rows."""
+    weights = block.weights
+    if weights is None:
+        weights = np.ones(len(block.values), dtype=bool)
+    return sp.csr_array((weights, block.columns, block.starts), shape=block.shape)
 
 
 def _curvatures(M: Any, H: Array, unobserved: float) -> Array:
@@ -182,7 +168,9 @@ def _curvatures(M: Any, H: Array, unobserved: float) -> Array:
         own = slice(M.indptr[i], M.indptr[i + 1])
         seen = H[M.indices[own]]
         weights = M.data[own].astype(np.float64) - unobserved
-        result[i] = everything + (seen.T * weights) @ seen
+        # Without weights it is symmetric, and BLAS computes half of it.
+        left = seen.T if np.all(weights == 1) else seen.T * weights
+        result[i] = everything + left @ seen
     return result
 
 
@@ -195,17 +183,19 @@ def _picture(block: Any, origin: tuple[int, int], shape: tuple[int, int]) -> Arr
             origin, block.shape, sides, shape, strict=True
         )
     )
-    picture = np.zeros(sides, dtype=np.int64)
-    if not isinstance(block, DenseBlock):
-        places = rows[row_numbers(block.starts)] * sides[1] + columns[block.columns]
-        counted = np.bincount(places, minlength=picture.size)
-        return picture + counted.reshape(sides)
-    observed = np.broadcast_to(True, block.shape)
-    if block.weights is not None:
-        observed = block.weights > 0
     own_rows, row_starts = np.unique(rows, return_index=True)
     own_columns, column_starts = np.unique(columns, return_index=True)
-    summed = np.add.reduceat(observed, row_starts, axis=0, dtype=np.int64)
+    if isinstance(block, DenseBlock):
+        observed = np.broadcast_to(True, block.shape)
+        if block.weights is not None:
+            observed = block.weights > 0
+        summed = np.add.reduceat(observed, row_starts, axis=0, dtype=np.int64)
+    else:
+        ends = block.starts[[*row_starts, -1]]
+        parts = (block.columns[slice(*pair)] for pair in pairwise(ends))
+        counted = [np.bincount(part, minlength=block.shape[1]) for part in parts]
+        summed = np.array(counted).reshape(-1, block.shape[1])
+    picture = np.zeros(sides, dtype=np.int64)
     summed = np.add.reduceat(summed, column_starts, axis=1)
     picture[np.ix_(own_rows, own_columns)] = summed
     return picture
@@ -230,11 +220,8 @@ def _missing_of(
     p, q = block.shape
     i, j = rows - origin[0], columns - origin[1]
     inside = np.flatnonzero((i >= 0) & (i < p) & (j >= 0) & (j < q))
-    i, j = i[inside], j[inside]
-    if isinstance(block, DenseBlock):
-        if block.weights is None:
-            return inside[:0]
-        return inside[block.weights[i, j] == 0]
-    stored = row_numbers(block.starts) * q + block.columns
-    places = np.minimum(np.searchsorted(stored, i * q + j), max(len(stored) - 1, 0))
-    return inside[stored[places] != i * q + j] if len(stored) else inside
+    complete = isinstance(block, DenseBlock) and block.weights is None
+    if complete or not len(inside):
+        return inside[:0]
+    M: Any = block.weights if isinstance(block, DenseBlock) else _mask_of(block)
+    return inside[M[i[inside], j[inside]] == 0]

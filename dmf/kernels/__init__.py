@@ -10,6 +10,7 @@ name         what it gives for one block
 `product`    X times the fixed factor: all of X that matters where nothing is masked
 `gram`       the matrices of the normal equations, one for each moving row
 `errors`     squared and absolute errors of the approximation
+`residuals`  X − W H of the observed entries, with their weights
 ===========  ======================================================================
 
 Both also offer `directions`, `advance` and `descend_coordinates`, which work on strips

@@ -205,6 +205,32 @@ def errors(block: DenseBlock, W: Array, H: Array) -> Array:
     return result
 
 
+def residuals(
+    block: DenseBlock, W: Array, H: Array
+) -> Iterator[tuple[Array, Array | None]]:
+    """Go through the residuals X − W H of the observed entries, by tiles.
+
+    Parameters
+    ----------
+    block : DenseBlock, shape (p, q)
+    W : array, shape (p, r)
+    H : array, shape (q, r)
+
+    Yields
+    ------
+    residuals, weights : arrays, shape (k,)
+        None: all weights are 1.
+    """
+    for rows in tiles(block):
+        found = block.values[rows, :] - W[rows, :] @ H.T
+        if block.weights is None:
+            yield found.ravel(), None
+            continue
+        weights = block.weights[rows, :]
+        observed = weights > 0
+        yield found[observed], weights[observed]
+
+
 def _residuals(
     block: DenseBlock, W: Array, H: Array
 ) -> Iterator[tuple[slice, slice, int, Array, Any]]:

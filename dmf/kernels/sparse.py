@@ -11,6 +11,7 @@ the cache, those of all of them would not.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmf.kernels.coordinates import descend_coordinates as descend_coordinates
+from dmf.kernels.dense import cuts
 from dmf.kernels.strips import PAIRS
 from dmf.kernels.strips import advance as advance
 from dmf.kernels.strips import directions as directions
@@ -40,6 +42,8 @@ Array = NDArray[Any]
 
 # So many entries ahead, the rows that an entry names are asked for from memory.
 AHEAD = 8
+# Residuals that are handed over at once.
+PART = 2**16
 
 
 @dataclass(frozen=True)
@@ -206,12 +210,38 @@ def errors(block: SparseBlock, W: Array, H: Array) -> Array:
     -------
     array of float64, shape (K, 2)
     """
-    entries = _entries(block)
-    sums = []
-    for own_rows, others in zip(_each(W), _each(H), strict=True):
-        layout = layout_of(own_rows.shape[1], W.dtype)
-        sums.append(_errors(*entries, own_rows, others, layout))
-    return np.array(sums)
+    sums = np.zeros((W.shape[1], 2))
+    for k, total in enumerate(sums):
+        for residual, weights in residuals(block, W[:, k], H[:, k]):
+            residual = residual.astype(np.float64)
+            weighted = residual if weights is None else weights * residual
+            total += weighted @ residual, np.abs(weighted).sum()
+    return sums
+
+
+def residuals(
+    block: SparseBlock, W: Array, H: Array
+) -> Iterator[tuple[Array, Array | None]]:
+    """Go through the residuals X − W H of the stored entries, a few at a time.
+
+    Parameters
+    ----------
+    block : SparseBlock, shape (p, q)
+    W : array, shape (p, r)
+    H : array, shape (q, r)
+
+    Yields
+    ------
+    residuals, weights : arrays, shape (k,)
+        None: all weights are 1.
+    """
+    (near,), (far,) = (_each(factor[:, None]) for factor in (W, H))
+    starts, columns, values, weights = _entries(block)
+    found = np.empty(len(values), np.result_type(values, near))
+    layout = layout_of(near.shape[1], near.dtype)
+    _residuals(starts, columns, values, near, far, found, layout)
+    for part in cuts(len(found), PART):
+        yield found[part], None if weights is None else weights[part]
 
 
 def _entries(block: SparseBlock) -> tuple[Array, Array, Array, Array | None]:
@@ -363,21 +393,13 @@ def _product(starts, columns, values, factor, onto_near, onto_far, layout):
 
 
 @compiled
-def _errors(starts, columns, values, weights, near, far, layout):
-    squares, sizes = 0.0, 0.0
+def _residuals(starts, columns, values, near, far, result, layout):
     last = columns.size - 1
     for i in range(starts.size - 1):
         here = own(load(near, i, layout), layout)
         for e in range(starts[i], starts[i + 1]):
             prefetch(far, columns[min(e + AHEAD, last)], layout)
-            predicted = dot(here, load(far, columns[e], layout))
-            residual = np.float64(predicted - values[e])
-            weighted = residual
-            if weights is not None:
-                weighted = residual * weights[e]
-            squares += weighted * residual
-            sizes += abs(weighted)
-    return squares, sizes
+            result[e] = values[e] - dot(here, load(far, columns[e], layout))
 
 
 @compiled
