@@ -1,11 +1,13 @@
 """Malformed inputs, hundreds of them: one line that says what is wrong, and no trace.
 
 Each kind of damage is a function that writes an input, drawn by a seed, and returns
-what the command line is told. All of them must be refused.
+what the command line is told. All of them must be refused: by commands, and as the
+input of jobs.
 """
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import io
 import json
@@ -13,7 +15,8 @@ import os
 import re
 import resource
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,10 @@ from click.testing import CliRunner
 
 import dmf
 from dmf.cli import main
+from dmf.jobs.exits import Exit, JobError
+from dmf.jobs.problems import read_job
+from dmf.jobs.run import run_job
+from tests.jobs import job_file
 
 Rng = np.random.Generator
 Maker = Callable[[Path, Rng], str]
@@ -589,6 +596,38 @@ def path(folder: Path, rng: Rng) -> str:
     return name
 
 
+def zarr_loop(folder: Path, rng: Rng) -> str:
+    """A chunk is a link to itself."""
+    chunk = pick(rng, chunks_of(zarr_array(folder, rng)))
+    chunk.unlink()
+    chunk.symlink_to(chunk)
+    return "X.zarr"
+
+
+def forbidden(folder: Path, rng: Rng) -> str:
+    """What is fine, but may not be read, or is where nobody may look."""
+    X = matrix(rng)
+    inner = folder / "inner"
+    inner.mkdir()
+    name = pick(rng, [name for name in NAMES if name != "X.nc"])
+    if name == "X.zarr":
+        zarr_array(inner, rng, data=X)
+    elif name == "X.npy":
+        np.save(inner / name, X)
+    elif name == "X.npz":
+        sp.save_npz(inner / name, sp.csr_array(np.nan_to_num(X)))
+    elif name == "X.mtx":
+        scipy.io.mmwrite(inner / name, sp.csr_array(np.nan_to_num(X)))
+    elif name == "t.parquet":
+        pd.DataFrame(X, columns=list("abcde")).to_parquet(inner / name)
+    else:
+        table = pd.DataFrame(X, columns=list("abcde"))
+        separator = "," if name == "t.csv" else "\t"
+        table.to_csv(inner / name, index=False, sep=separator)
+    pick(rng, [inner, inner / name]).chmod(0)
+    return f"inner/{name}"
+
+
 def other_names(folder: Path, rng: Rng) -> str:
     garble(folder / "X.xyz", rng)
     scheme = pick(rng, ["nonsense", "memory", "file"])
@@ -609,10 +648,10 @@ STRUCTURE: list[Maker] = [
     *(mtx_cut, mtx_lines, mtx_lines, mtx_lines, mtx_noise, compressed_noise),
     *(zarr_chunk, zarr_chunk, zarr_metadata, zarr_metadata, zarr_metadata),
     *(zarr_metadata_text, zarr_metadata_text, zarr_of_other_things),
-    *(zarr_that_says_it_is_huge, zarr_groups, netcdf),
+    *(zarr_that_says_it_is_huge, zarr_groups, zarr_loop, netcdf),
     *(csv_long, csv_long, csv_long, csv_text, csv_text, csv_wide, csv_wide),
     *(parquet, parquet, parquet_pages, parquet_long, path, path, path, other_names),
-    *(other_names, empty, empty),
+    *(other_names, empty, empty, forbidden),
 ]
 VALUES: list[Maker] = [npy_of_bad_values, zarr_of_bad_values]
 CASES = [
@@ -636,13 +675,55 @@ def peak() -> float:
 
 
 def test_there_are_enough() -> None:
-    assert len(CASES) >= 300
+    assert len(CASES) >= 500
 
 
-@pytest.mark.parametrize(
+@contextmanager
+def by_permissions() -> Iterator[None]:
+    """Let permissions count for root, too: Linux lets a thread give up its rights."""
+    if os.geteuid():
+        yield
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # version 3, of this thread
+    before, without = ((ctypes.c_uint32 * 6)() for _ in range(2))
+    assert libc.capget(header, before) == 0
+    without[:] = before[:]
+    without[0] &= ~0b110  # to override permissions of files, and those to read them
+    assert libc.capset(header, without) == 0
+    try:
+        yield
+    finally:
+        assert libc.capset(header, before) == 0
+
+
+@contextmanager
+def damaged(
+    maker: Maker, seed: int, folder: Path, made: tuple[str, ...] = ()
+) -> Iterator[list[str]]:
+    """Make an input in a folder; refusing it may leave no more there than is named."""
+    given = maker(folder, np.random.default_rng(seed)).split()
+    outside = sorted(os.listdir(folder.parent))
+    used = peak()
+    before = sorted(os.walk(folder))
+    with by_permissions():
+        yield given
+    for name in made:
+        (folder / name).unlink(missing_ok=True)
+    assert sorted(os.walk(folder)) == before
+    assert sorted(os.listdir(folder.parent)) == outside
+    assert peak() - used < MEGABYTES
+    if maker is netcdf:
+        gc.collect()  # here, where its warnings are known
+
+
+each_case = pytest.mark.parametrize(
     ("maker", "seed"),
     [pytest.param(*case, id=f"{case[0].__name__}-{case[1]}") for case in CASES],
 )
+
+
+@each_case
 def test_refused_in_one_line(
     maker: Maker,
     seed: int,
@@ -651,25 +732,56 @@ def test_refused_in_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    given = maker(tmp_path, np.random.default_rng(seed)).split()
-    before = sorted(os.walk(tmp_path))
-    outside = sorted(os.listdir(tmp_path.parent))
-    used = peak()
-    # What is filled isn't looked at as closely: its values may be any.
-    if maker in VALUES or maker in (csv_wide, parquet, other_names) or seed % 2:
-        command = ["factorize", *given, "--rank=1", "--quiet", "-o", "out.zarr"]
-    else:
-        output = ["out.npy", "out.zarr"][seed // 2 % 2]
-        command = ["impute", *given, "--model", str(model), "-o", output]
-    found = CliRunner().invoke(main, command)
+    with damaged(maker, seed, tmp_path) as given:
+        # What is filled isn't looked at as closely: its values may be any.
+        if maker in VALUES or maker in (csv_wide, parquet, other_names) or seed % 2:
+            command = ["factorize", *given, "--rank=1", "--quiet", "-o", "out.zarr"]
+        else:
+            output = ["out.npy", "out.zarr"][seed // 2 % 2]
+            command = ["impute", *given, "--model", str(model), "-o", output]
+        found = CliRunner().invoke(main, command)
     told = (command, found.output, found.exception)
     assert isinstance(found.exception, SystemExit), told
     assert found.exit_code == 1, told
     assert re.fullmatch(r"Error: [^\n]+\n", found.output), told
     assert "Traceback" not in found.output, told
     assert len(found.output) < 800, told
-    assert sorted(os.walk(tmp_path)) == before, told
-    assert sorted(os.listdir(tmp_path.parent)) == outside, told
-    assert peak() - used < MEGABYTES, told
-    if maker is netcdf:
-        gc.collect()  # here, where its warnings are known
+    assert_cause(maker, found.output)
+
+
+def assert_cause(maker: Maker, said: str) -> None:
+    """Where the system says what is wrong, that isn't guessed anew."""
+    if maker is forbidden:
+        assert "Permission denied" in said
+
+
+def as_sections(given: list[str]) -> dict[str, dict[str, Any]]:
+    """Return what the command line is told of an input, as a job says it."""
+    place, *options = given
+    words = " ".join(options).replace("--", "").replace("=", " ").split()
+    keys = dict(zip(words[::2], words[1::2], strict=True))
+    return {"input": {"path": place, **keys}, "model": {"rank": 1, "validation": None}}
+
+
+@each_case
+def test_jobs_end_with_a_code(
+    maker: Maker, seed: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left = ("job.toml", "out.zarr.lock")
+    matrix = [None, "filled.zarr"][seed % 2]
+    output = {"model": "out.zarr", "matrix": matrix, "mask": None}
+    with damaged(maker, seed, tmp_path, left) as given:
+        path = job_file(tmp_path, output=output, **as_sections(given))
+        try:
+            record = run_job(read_job(path, {}), "fuzz")
+        except JobError as error:
+            code, said = error.code, str(error)
+        else:
+            code, said = Exit(record.code), record.message
+            assert record.outcome == code.name.lower().replace("_", " ")
+            assert capsys.readouterr().err.count(" ERROR: ") == 1
+    assert code in (Exit.BAD_CONFIGURATION, Exit.BAD_INPUT), said
+    assert said
+    assert "\n" not in said
+    assert len(said) < 800
+    assert_cause(maker, said)

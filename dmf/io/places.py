@@ -55,7 +55,7 @@ def read_as(place: str, kind: str) -> Iterator[None]:
     """Say that a file isn't what it should be: readers fail in any way on others."""
     try:
         yield
-    except (ImportError, FileNotFoundError):
+    except (ImportError, FileNotFoundError, PermissionError):
         raise
     except Exception as error:
         told = explain(error)[:200]
@@ -170,9 +170,12 @@ def check_file(place: str) -> None:
         with reached(place):
             if not files.exists(path):
                 raise FileNotFoundError
-    elif not os.path.exists(place):
+        return
+    try:
+        os.stat(place)
+    except (FileNotFoundError, NotADirectoryError) as error:
         msg = f"there is no file {place}; check the path"
-        raise FileNotFoundError(msg)
+        raise FileNotFoundError(msg) from error
 
 
 def check_folder(folder: str) -> None:
@@ -311,7 +314,8 @@ def open_node(place: str) -> Any:
     import zarr
 
     try:
-        if not is_url(place) and os.path.exists(place):
+        if not is_url(place):
+            os.stat(place)
             _require_metadata(place)
         return zarr.open(place, mode="r")
     except FileNotFoundError as error:
@@ -327,6 +331,8 @@ def open_node(place: str) -> Any:
 
 def _require_metadata(path: str) -> None:
     names = ("zarr.json", ".zarray", ".zgroup")
+    if os.path.isdir(path):
+        os.listdir(path)  # it says so if that isn't allowed
     if not any(os.path.isfile(os.path.join(path, name)) for name in names):
         msg = "it has no Zarr metadata"
         raise ValueError(msg)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from hashlib import blake2b
 from typing import Any
 
@@ -51,7 +52,7 @@ def version_of(place: str) -> str | None:
 
 def _of_path(path: str) -> Iterator[tuple[str, Any]]:
     if not os.path.isdir(path):
-        if os.path.lexists(path):
+        with suppress(FileNotFoundError, NotADirectoryError):
             yield "", _stat(path)
         return
     yield ".", "a folder"
