@@ -24,10 +24,10 @@ import dmf
 from dmf.io.checkpoints import CheckpointStore
 from dmf.io.matrices import open_matrix, write_matrix
 from dmf.io.places import exchange
+from dmf.io.replace import name_run
 from dmf.jobs.exits import Exit
 from dmf.jobs.manifest import Manifest, Paths
 from dmf.jobs.publish import Move, beside, publish
-from dmf.jobs.steps import name_run
 from tests.jobs import (
     PROBLEM,
     job_file,

@@ -21,8 +21,12 @@ from click.testing import CliRunner
 
 import dmf
 from dmf.cli import main
+from dmf.io import replace
 from dmf.io.matrices import open_matrix, write_matrix
+from dmf.io.replace import replace_behind
 from dmf.io.tables import Columns
+from dmf.io.versions import version_of
+from tests.jobs import job_file, run_job, told
 from tests.problems import low_rank
 
 moto = pytest.importorskip("moto.server")
@@ -284,10 +288,60 @@ def test_jobs_whose_stores_are_gone(
 
 
 def test_a_job_with_everything_in_a_store(bucket: str, tmp_path: Path) -> None:
-    write_matrix(PROBLEM.nan, f"{bucket}/X.npy")
-    places = {name: f"{bucket}/{name}" for name in ("input", "model", "checkpoint")}
-    places["input"] = f"{bucket}/X.npy"
-    code, told = ran(tmp_path, **places)
-    assert (code, "done: a full run" in told) == (0, True)
-    code, told = ran(tmp_path, **places)
-    assert (code, "nothing to do" in told) == (0, True)
+    """It fits, has nothing to do, goes on, and is held back: as with files."""
+    X, model, filled = (f"{bucket}/{name}.zarr" for name in ("X", "model", "filled"))
+    whole = low_rank(120, 30, 3).nan
+    path = job_file(
+        tmp_path,
+        input={"path": X},
+        model={"offsets": "both"},
+        output={"model": model, "matrix": filled, "mask": f"{bucket}/imputed.npy"},
+        checkpoint={"path": f"{bucket}/saved", "every": 5},
+        guards={"missing": 0.9},
+    )
+
+    def published() -> list[str | None]:
+        return [version_of(place) for place in (model, filled, f"{bucket}/imputed.npy")]
+
+    def given(array: Any) -> Any:
+        write_matrix(da.from_array(array, chunks=(25, 30)), X, overwrite=True)
+        return array
+
+    for rows, mode in ((100, "full"), (120, "warm")):
+        array = given(whole[:rows])
+        assert told(run_job(path)).startswith(f"done: a {mode} run")
+        fit, before = dmf.load(model), published()
+        assert fit.shape == array.shape
+        expected = dmf.impute(array, fit).astype(array.dtype)
+        np.testing.assert_array_equal(open_matrix(filled), expected, strict=True)
+        mask = open_matrix(f"{bucket}/imputed.npy").compute()
+        np.testing.assert_array_equal(mask, np.isnan(array))
+        assert told(run_job(path)).startswith("nothing to do")
+        assert published() == before
+    sparse = given(np.where(np.arange(30) < 2, whole, np.nan))
+    refused = f"not published: {np.isnan(sparse).mean():.2%} of the cells are missing"
+    assert told(run_job(path, code=7)).startswith(refused)
+    assert published() == before
+    names = ["X", "filled", "imputed.npy", "model", "model.zarr.manifest.json"]
+    assert [name.removesuffix(".zarr") for name in names_in(bucket)] == names
+
+
+def test_what_is_the_same_is_not_copied(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of rows that stay as they were, the chunks stay."""
+    new = PROBLEM.truth.copy()
+    new[20, 3] += 1
+    for name, X in (("old", PROBLEM.truth), ("new", new)):
+        zarr.create_array(f"{bucket}/{name}.zarr", data=X, chunks=(10, 20))
+    copied: list[str] = []
+    copy = replace._copy
+
+    def watch(files: Any, names: list[str], *places: str) -> None:
+        copied.extend(names)
+        copy(files, names, *places)
+
+    monkeypatch.setattr(replace, "_copy", watch)
+    replace_behind(f"{bucket}/new.zarr", f"{bucket}/old.zarr")
+    assert copied == ["c/2/0", "zarr.json"]
+    np.testing.assert_array_equal(open_matrix(f"{bucket}/old.zarr"), new, strict=True)

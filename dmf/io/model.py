@@ -19,6 +19,7 @@ from dmf.io.places import (
     published,
 )
 from dmf.io.plain import decode, encode
+from dmf.io.replace import BEING_REPLACED, RUN
 from dmf.io.zarr import write_zarr
 from dmf.offsets import COLUMNS
 from dmf.result import Factorization
@@ -117,6 +118,12 @@ def load(url: PathLike) -> Factorization:
         msg = (
             f"{place} isn't a model of dmf; give what Factorization.save or "
             "`dmf factorize` has written"
+        )
+        raise ValueError(msg)
+    if attributes.get(RUN) == BEING_REPLACED:
+        msg = (
+            f"the model {place} is being replaced; load it again in a moment or, if a "
+            "job was killed meanwhile, after its next run"
         )
         raise ValueError(msg)
     version = attributes.get("format_version")

@@ -294,6 +294,16 @@ def remove_quietly(url: str) -> None:
         files.rm(path, recursive=True)
 
 
+def names_beside(url: str) -> list[str]:
+    """Return the names of what is beside a URL, as far as that can be seen."""
+    with suppress(Exception):
+        files, path = files_at(url)
+        files.invalidate_cache()
+        names = files.ls(path.rpartition("/")[0], detail=False)
+        return [name.rstrip("/").rpartition("/")[2] for name in names]
+    return []
+
+
 def explain(error: BaseException) -> str:
     """Return what an error says, on one line, for a message of our own."""
     if isinstance(error, KeyError):

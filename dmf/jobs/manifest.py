@@ -87,7 +87,7 @@ class Paths:
     manifest : str
         Also behind a URL, if the model is.
     lock, journal : str
-        Always on this machine: behind a URL nothing can be locked or moved.
+        Always on this machine: behind a URL nothing can be locked.
     """
 
     manifest: str

@@ -1,7 +1,8 @@
 """Outputs appear together: written beside their places, then moved, or not at all.
 
 What shall be moved is written into a journal first. A run that is killed while it moves
-things leaves the journal behind, and the next one finishes what it says.
+things leaves the journal behind, and the next one finishes what it says. Behind URLs,
+to move is to copy inside the store.
 """
 
 from __future__ import annotations
@@ -11,22 +12,30 @@ import json
 import logging
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from dmf.io.places import exchange, explain, is_url, remove
+from dmf.io.places import (
+    exchange,
+    explain,
+    is_url,
+    names_beside,
+    remove,
+    remove_quietly,
+)
+from dmf.io.replace import replace_behind
 from dmf.io.versions import version_of
 from dmf.jobs.log import log
 from dmf.jobs.manifest import Manifest, Paths, write_json
 
 # The folders that runs write to, by the names of what is in them.
-_STAGING = r"\.{}\.\d{{8}}T\d{{6}}-[0-9a-f]+\.part"
+_STAGING = r"\.?{}\.\d{{8}}T\d{{6}}-[0-9a-f]+\.part"
 
 
 def beside(place: str, run: str) -> str:
-    """Return where a run writes what shall be at a place; behind a URL: there."""
-    if is_url(place):
-        return place
+    """Return where a run writes what shall be at a place."""
     folder, name = os.path.split(place)
+    if is_url(place):
+        return f"{place}.{run}.part/{name}"
     staging = os.path.join(folder, f".{name}.{run}.part")
     os.makedirs(staging, exist_ok=True)
     return os.path.join(staging, name)
@@ -36,12 +45,15 @@ def remove_left_overs(places: list[str]) -> None:
     """Remove what killed runs have written beside these places."""
     for place in places:
         folder, name = os.path.split(place)
-        if is_url(place) or not os.path.isdir(folder):
-            continue
         pattern = _STAGING.format(re.escape(name))
-        for other in os.listdir(folder):
-            if re.fullmatch(pattern, other):
-                remove(os.path.join(folder, other))
+        if is_url(place):
+            for other in names_beside(place):
+                if re.fullmatch(pattern, other):
+                    remove_quietly(place.removesuffix(name) + other)
+        elif os.path.isdir(folder):
+            for other in os.listdir(folder):
+                if re.fullmatch(pattern, other):
+                    remove(os.path.join(folder, other))
 
 
 @dataclass(frozen=True)
@@ -58,7 +70,11 @@ class Move:
 
     def make(self) -> None:
         # After an exchange, the old version is where the new one was.
-        if self.staged != self.place and version_of(self.staged) == self.version:
+        if self.staged == self.place or version_of(self.staged) != self.version:
+            return
+        if is_url(self.place):
+            replace_behind(self.staged, self.place)
+        else:
             exchange(self.staged, self.place)
 
 
@@ -100,12 +116,19 @@ def finish_publication(paths: Paths) -> str | None:
 def _finish(moves: list[Move], manifest: Manifest, paths: Paths) -> None:
     for move in moves:
         move.make()
+    # A copy inside a store is another version of what was copied.
+    outputs = {
+        name: [place, str(version_of(place)) if is_url(place) else version]
+        for name, (place, version) in manifest.outputs.items()
+    }
+    manifest = replace(manifest, outputs=outputs)
     write_json(manifest.as_json(), paths.manifest)
     os.remove(paths.journal)
     # Old versions go last: nobody who has begun to open one finds it gone.
     for move in moves:
         if move.staged != move.place:
-            remove(os.path.dirname(move.staged))
+            clear = remove_quietly if is_url(move.staged) else remove
+            clear(os.path.dirname(move.staged))
 
 
 def link_unchanged(staged: str, place: str) -> int:

@@ -7,7 +7,7 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from dmf.io.places import is_url
+from dmf.io.replace import name_run
 from dmf.jobs.bookkeeping import failing_with
 from dmf.jobs.config import Job
 from dmf.jobs.exits import Exit, JobError
@@ -191,22 +191,13 @@ def written(
             cells = impute(X, found.fit, mask) if name == "matrix" else imputed(X, mask)
             cells = cells if aligned is None else aligned.as_read(cells)
             write_matrix(cells, staged, overwrite=True)
-            name_run(staged, run.record.id)
+            if place.endswith(".zarr"):
+                # Who reads chunk after chunk sees whether they are of one version.
+                name_run(staged, run.record.id)
         linked = link_unchanged(staged, place) if staged != place else 0
         log("written", output=name, place=place, unchanged_files=linked)
         moves.append(Move.of(staged, place))
     return moves
-
-
-def name_run(place: str, run: str) -> None:
-    """Write the run's id beside the data, for readers to see that it stays the same.
-
-    Whoever reads many chunks, one after the other, may get some of the next version.
-    """
-    if place.endswith(".zarr") and not is_url(place):
-        import zarr
-
-        zarr.open(place, mode="r+").update_attributes({"dmf_run": run})
 
 
 def manifest_of(run: Run, mode: str, found: Found, moves: list[Move]) -> Manifest:
