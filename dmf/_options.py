@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
+from functools import wraps
 from typing import Any
 
 import click
 
+from dmf.engine.tls import Tls
 from dmf.solvers import AlternatingLeastSquares, Exact, NormalizedGradient, Solver
 from dmf.triplets import DUPLICATES
 
@@ -58,6 +61,42 @@ def _every(
     return time or rounds
 
 
+@dataclass(frozen=True)
+class Where:
+    """Where the work is done: at a scheduler, by so many processes, or by threads."""
+
+    scheduler: str | None
+    workers: int | None
+    tls: Tls
+
+    def __post_init__(self) -> None:
+        if self.scheduler is not None and self.workers is not None:
+            msg = "--scheduler and --workers exclude each other"
+            raise click.UsageError(msg)
+        if self.scheduler is None and self.tls != Tls():
+            msg = "--tls-ca, --tls-cert and --tls-key need --scheduler"
+            raise click.UsageError(msg)
+
+
+def _where(command: Command) -> Command:
+    """Give a command the options of a cluster as one argument."""
+
+    @wraps(command)
+    def told(
+        *arguments: Any,
+        scheduler: str | None,
+        workers: int | None,
+        tls_ca: str | None,
+        tls_cert: str | None,
+        tls_key: str | None,
+        **others: Any,
+    ) -> Any:
+        where = Where(scheduler, workers, Tls(tls_ca, tls_cert, tls_key))
+        return command(*arguments, where=where, **others)
+
+    return told
+
+
 # Where the work is done.
 cluster_options = _together(
     click.option(
@@ -67,12 +106,20 @@ cluster_options = _together(
         "workers must see the same files.",
     ),
     click.option(
+        "--tls-ca",
+        metavar="FILE",
+        help="Of a scheduler at tls://…: the certificate of the authority, as PEM.",
+    ),
+    click.option("--tls-cert", metavar="FILE", help="The certificate of this client."),
+    click.option("--tls-key", metavar="FILE", help="Its key, without a passphrase."),
+    click.option(
         "--workers",
         type=click.IntRange(min=1),
         metavar="N",
         help="Start N worker processes on this machine, and end them afterwards. "
         "Without this and --scheduler, the threads of this process do the work.",
     ),
+    _where,
 )
 # What the columns of a table hold.
 table_options = _together(

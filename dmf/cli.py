@@ -17,6 +17,7 @@ from dmf._commands import history, report
 from dmf._job_commands import init, run
 from dmf._options import (
     SOLVERS,
+    Where,
     checkpoint_options,
     cluster_options,
     mask_option,
@@ -142,8 +143,7 @@ def factorize(
     checkpoint: str | None,
     checkpoint_every: int | timedelta | None,
     resume: bool,
-    scheduler: str | None,
-    workers: int | None,
+    where: Where,
     overwrite: bool,
     quiet: bool,
     duplicates: str,
@@ -165,7 +165,7 @@ def factorize(
         raise click.UsageError(msg)
     with (
         reported("interrupted before the model was saved"),
-        _where(scheduler, workers, lambda: model.check_writable(output, overwrite)),
+        _working(where, lambda: model.check_writable(output, overwrite)),
     ):
         X = open_matrix(input, Columns(**columns), duplicates, variable)
         fit = dmf.factorize(
@@ -228,8 +228,7 @@ def impute(
     url: str,
     output: str,
     mask: str | None,
-    scheduler: str | None,
-    workers: int | None,
+    where: Where,
     overwrite: bool,
     quiet: bool,
     duplicates: str,
@@ -252,7 +251,7 @@ def impute(
 
     with (
         reported(f"interrupted; {output} was not written"),
-        _where(scheduler, workers, lambda: check_writable(output, overwrite)),
+        _working(where, lambda: check_writable(output, overwrite)),
     ):
         X = open_matrix(input, Columns(**columns), duplicates, variable)
         check_output(X, output)
@@ -299,8 +298,7 @@ def plan(
     restarts: int,
     validation: float | None,
     unobserved_weight: float,
-    scheduler: str | None,
-    workers: int | None,
+    where: Where,
     duplicates: str,
     variable: str | None,
     **columns: str | None,
@@ -315,7 +313,7 @@ def plan(
 
     with (
         reported("interrupted; nothing was planned"),
-        _where(scheduler, workers, lambda: None),
+        _working(where, lambda: None),
     ):
         found = dmf.plan(
             open_matrix(input, Columns(**columns), duplicates, variable),
@@ -351,23 +349,21 @@ def demo(output: str) -> None:
 
 
 @contextmanager
-def _where(
-    scheduler: str | None, workers: int | None, check: Callable[[], None]
-) -> Iterator[None]:
+def _working(where: Where, check: Callable[[], None]) -> Iterator[None]:
     """Run `check`, then connect to a cluster or start one; it becomes Dask's default.
 
     The order matters: an output that can't be written must not cost a start.
     """
-    if scheduler is not None and workers is not None:
-        msg = "--scheduler and --workers exclude each other"
-        raise click.UsageError(msg)
     check()
-    if scheduler is None and workers is None:
+    if where.scheduler is None and where.workers is None:
         yield
         return
     from dmf.engine.cluster import connected, started
 
-    place = connected(scheduler) if scheduler is not None else started(workers or 1)
+    if where.scheduler is not None:
+        place = connected(where.scheduler, where.tls)
+    else:
+        place = started(where.workers or 1)
     with place:
         yield
 

@@ -266,7 +266,9 @@ def test_scheduler_that_is_not_there(
         address = f"tcp://127.0.0.1:{bound.getsockname()[1]}"
         error = error_of(*fit, address)
     assert error.startswith(f"can't connect to a Dask scheduler at {address} (")
-    assert error.endswith("; check the address, and that the scheduler runs")
+    assert error.endswith(
+        "; check the address, that the scheduler runs, and whether it asks for TLS"
+    )
     assert "can't connect to a Dask scheduler at nowhere (" in error_of(*fit, "nowhere")
 
 

@@ -8,29 +8,40 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from dmf.engine.tls import Tls
+
 CONNECT_SECONDS = 10
 IDLE_SECONDS = 600
 RESTART_SECONDS = 300
 
 
 @contextmanager
-def connected(scheduler: str) -> Iterator[None]:
+def connected(scheduler: str, tls: Tls | None = None) -> Iterator[None]:
     """Connect to a scheduler by its address; Dask uses the client meanwhile.
 
     Raises
     ------
     ConnectionError
-        Nobody answers there.
+        Nobody answers there, or this client is turned away.
+    FileNotFoundError, ValueError
+        Of `Tls.check`.
     """
     from distributed import Client
 
+    tls = Tls() if tls is None else tls
+    tls.check(scheduler)
     try:
-        # One that fails to connect would stay the default.
-        client = Client(scheduler, timeout=CONNECT_SECONDS, set_as_default=False)
+        client = Client(
+            scheduler,
+            timeout=CONNECT_SECONDS,
+            # One that fails to connect would stay the default.
+            set_as_default=False,
+            security=tls.security(),
+        )
     except (OSError, ValueError) as error:
         msg = (
             f"can't connect to a Dask scheduler at {scheduler} ({error}); check the "
-            "address, and that the scheduler runs"
+            "address, that the scheduler runs, and whether it asks for TLS"
         )
         raise ConnectionError(msg) from error
     with _abandoned_tasks_unlogged(), client, client.as_current():

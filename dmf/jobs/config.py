@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from dmf._options import SECONDS, read_time
+from dmf.engine.tls import Tls
 from dmf.io.places import is_url
 from dmf.io.tables import SUFFIXES, Columns, suffix_of
 from dmf.jobs.apart import check_apart
@@ -167,6 +168,13 @@ class Processes(Section):
 class Scheduler(Section):
     kind: Literal["scheduler"]
     address: Text
+    tls_ca: Place | None = None
+    tls_cert: Place | None = None
+    tls_key: Place | None = None
+
+    @property
+    def tls(self) -> Tls:
+        return Tls(self.tls_ca, self.tls_cert, self.tls_key)
 
 
 class Slurm(Section):

@@ -24,7 +24,7 @@ from dmf.jobs.bookkeeping import (
     versions,
     write_reports,
 )
-from dmf.jobs.config import Job
+from dmf.jobs.config import Job, Scheduler
 from dmf.jobs.exits import Exit, JobError
 from dmf.jobs.lock import locked
 from dmf.jobs.log import log, logging_to, warnings_to
@@ -206,6 +206,8 @@ def _checked(job: Job) -> Paths:
     """
     from dmf.io.checkpoints import CheckpointStore
 
+    if isinstance(job.cluster, Scheduler):
+        job.cluster.tls.check(job.cluster.address)
     paths = Paths.of(job)
     for place in (paths.lock, *job.output.places.values(), job.checkpoint_place):
         check_parent(place)

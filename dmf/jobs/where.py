@@ -25,7 +25,7 @@ def started(
         case Processes():
             return cluster.started(settings.workers)
         case Scheduler():
-            return cluster.connected(settings.address)
+            return cluster.connected(settings.address, settings.tls)
         case Slurm():
             options = slurm_options(settings)
             return cluster.on_slurm(settings.jobs, settings.timeout, **options)
