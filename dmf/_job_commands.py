@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dmf._shell import reported
+from dmf._shell import reported, say
 from dmf.jobs.exits import MEANINGS, Exit, JobError
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def _show(job: Job) -> None:
     """Show the settings of a job, what it would do, and what that would take."""
     from dmf.jobs.config import Kubernetes, Slurm
     from dmf.jobs.run import look, plan_of
-    from dmf.jobs.secrets import without_secrets
+    from dmf.secrets import without_secrets
 
     todo = look(job)
     shown = without_secrets(job.model_dump(mode="json"))
@@ -95,7 +95,7 @@ def _show(job: Job) -> None:
             if value is not None:
                 click.echo(f"{key} = {_toml(value)}")
         click.echo()
-    click.echo(f"{todo}")
+    say(f"{todo}")
     if todo.action not in ("full", "warm"):
         return
     if isinstance(job.cluster, Slurm | Kubernetes):

@@ -25,7 +25,7 @@ from dmf._options import (
     table_options,
     variable_option,
 )
-from dmf._shell import INTERRUPTED, reported
+from dmf._shell import INTERRUPTED, reported, say
 from dmf.offsets import COLUMNS
 
 
@@ -188,9 +188,9 @@ def factorize(
         )
         model.save(fit, output, overwrite)
     if not quiet:
-        click.echo(_summary(X, mask, fit, output))
+        say(_summary(X, mask, fit, output))
     if fit.status.code == "interrupted":
-        click.echo(f"{fit.status}; saved as {output}", err=True)
+        say(f"{fit.status}; saved as {output}", err=True)
         raise SystemExit(INTERRUPTED)
 
 
@@ -264,7 +264,7 @@ def impute(
     if not quiet:
         m, n = filled.shape
         kind = f", {filled.dtype}" if hasattr(filled, "dtype") else ""
-        click.echo(f"{output}: {m} × {n}{kind}, filled from {url}")
+        say(f"{output}: {m} × {n}{kind}, filled from {url}")
 
 
 @main.command(epilog="Example: dmf plan big.zarr --rank 32 --memory-limit 8GiB")

@@ -22,9 +22,9 @@ from dmf.jobs.config import CLUSTERS, InputSection, Job, ModelSection, SolverSec
 from dmf.jobs.exits import MEANINGS, Exit, JobError
 from dmf.jobs.overrides import read_settings
 from dmf.jobs.problems import read_job
-from dmf.jobs.secrets import HIDDEN, without_secrets
 from dmf.jobs.where import kubernetes_spec, slurm_options
 from dmf.offsets import COLUMNS
+from dmf.secrets import HIDDEN, without_secrets
 from dmf.triplets import DUPLICATES
 from tests.jobs import job_file
 

@@ -124,6 +124,7 @@ RULES = (
     "dmf.offsets",
     "dmf.penalties",
     "dmf.result",
+    "dmf.secrets",
     "dmf.totals",
     "dmf.validation",
 )

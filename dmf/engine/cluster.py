@@ -44,7 +44,7 @@ def connected(scheduler: str, tls: Tls | None = None) -> Iterator[None]:
             "address, that the scheduler runs, and whether it asks for TLS"
         )
         raise ConnectionError(msg) from error
-    with _abandoned_tasks_unlogged(), client, client.as_current():
+    with _clean_logs(), client, client.as_current():
         yield
 
 
@@ -62,7 +62,8 @@ def started(workers: int) -> Iterator[None]:
             dashboard_address="127.0.0.1:0",
             scheduler_kwargs={"dashboard": False},
         )
-    with _restarts_awaited(), _abandoned_tasks_unlogged(), cluster, Client(cluster):
+    with _restarts_awaited(), _clean_logs(), cluster, Client(cluster) as client:
+        _clean_logs_of_workers(client)
         yield
 
 
@@ -180,7 +181,8 @@ def _ready(cluster: Any, timeout: float, late: str) -> Iterator[None]:
     """Connect to a cluster, and wait for its first worker."""
     from distributed import Client
 
-    with _abandoned_tasks_unlogged(), Client(cluster) as client:
+    with _clean_logs(), Client(cluster) as client:
+        _clean_logs_of_workers(client)
         try:
             client.wait_for_workers(1, timeout=timeout)
         except TimeoutError as error:
@@ -204,6 +206,12 @@ def _memory_kept() -> Iterator[None]:
         yield
 
 
+def _clean_logs_of_workers(client: Any) -> None:
+    from dmf.engine.logs import LogsWithoutSecrets
+
+    client.register_plugin(LogsWithoutSecrets())
+
+
 @contextmanager
 def _restarts_awaited() -> Iterator[None]:
     """Let a worker that died take its time to start again.
@@ -219,8 +227,9 @@ def _restarts_awaited() -> Iterator[None]:
 
 
 @contextmanager
-def _abandoned_tasks_unlogged() -> Iterator[None]:
-    """Keep asyncio from logging what Ctrl-C leaves of `Client.gather`."""
+def _clean_logs() -> Iterator[None]:
+    """Log no credentials, and nothing of what Ctrl-C leaves of `Client.gather`."""
+    from dmf.engine.logs import without_secrets_here
 
     def wanted(record: logging.LogRecord) -> bool:
         kind = record.exc_info[0] if record.exc_info else None
@@ -229,7 +238,8 @@ def _abandoned_tasks_unlogged() -> Iterator[None]:
     logger = logging.getLogger("asyncio")
     logger.addFilter(wanted)
     try:
-        yield
+        with without_secrets_here():
+            yield
     finally:
         logger.removeFilter(wanted)
 

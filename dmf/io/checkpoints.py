@@ -143,6 +143,9 @@ class CheckpointStore:
             body: dict[str, Any] = decode(json.loads(text))
             written, known = body["format_version"], body["format"] == FORMAT
             told, receipts = body["told"], [Receipt(**one) for one in body["files"]]
+            if not all(re.fullmatch(OURS, one.name) for one in receipts):
+                msg = f"{MANIFEST} names files of others"
+                raise DamagedError(msg)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DamagedError(explain(error)) from error
         if not known or written > FORMAT_VERSION:

@@ -161,6 +161,7 @@ def _dataset(array: DataArray) -> Dataset:
     for label, coord in dataset.coords.items():
         # Zarr has no standard for words of one length.
         words = coord.dtype.kind == "U"
-        loaded = coord.load()
+        with read_as(f"the coordinate {label!r}", "labels"):
+            loaded = coord.load()
         dataset[label] = loaded.astype(object) if words else loaded
     return dataset

@@ -265,6 +265,10 @@ def _array(group: Any, name: str, lazy: bool) -> Array:
     if array.ndim != ARRAYS[name]:
         msg = f"{name} has shape {array.shape}"
         raise ValueError(msg)
+    # Reading anything else could run code that is stored there.
+    if array.dtype.kind != "f":
+        msg = f"{name} holds {array.dtype}, not real numbers"
+        raise ValueError(msg)
     lost = array.nchunks - array.nchunks_initialized
     if lost:
         msg = f"{lost} of the {array.nchunks} chunks of {name} are missing"

@@ -8,7 +8,7 @@ from typing import Any
 from dmf.engine.kinds import is_dask
 from dmf.io.blocks import Where, in_like_chunks, lazy_matrix, store_zarr
 from dmf.io.datasets import is_dataset, open_group
-from dmf.io.places import open_node, peek
+from dmf.io.places import open_node, peek, read_as
 
 Array = Any
 
@@ -51,7 +51,9 @@ class _Source:
 
 
 def _open_group(group: Any, place: str, variable: str | None) -> Array:
-    if is_dataset(group):
+    with read_as(place, "Zarr"):
+        labelled = is_dataset(group)
+    if labelled:
         return open_group(place, variable)
     if variable is not None and variable in group:
         return open_zarr(f"{place}/{variable}")

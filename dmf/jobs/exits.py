@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-from dmf.jobs.secrets import without_secrets
+from dmf.secrets import without_secrets
 
 
 class Exit(IntEnum):

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from dmf.jobs.config import LogSection
-from dmf.jobs.secrets import without_secrets
+from dmf.secrets import without_secrets
 
 LOGGER = logging.getLogger("dmf.jobs")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import tempfile
 from dataclasses import asdict, dataclass, field, fields
 from hashlib import blake2b
@@ -12,6 +13,7 @@ from typing import Any
 from dmf.io.places import is_url, locate, read_bytes, write_whole
 from dmf.io.versions import version_of
 from dmf.jobs.config import Job
+from dmf.secrets import without_secrets
 
 FORMAT_VERSION = 1
 # A fit that does more is as good as one that does less.
@@ -33,7 +35,8 @@ class Manifest:
     mode : {"full", "warm", "fold-in"}
         How the model was found.
     input : dict of str to str
-        Versions by the places that were read.
+        Versions by the places that were read; these, and those of outputs, without
+        credentials.
     outputs : dict of str to [place, version]
     result : dict
         Shape, status, RMSE and such.
@@ -103,6 +106,7 @@ class Paths:
             user = os.getuid() if hasattr(os, "getuid") else "user"
             folder = os.path.join(tempfile.gettempdir(), f"dmf-{user}")
             os.makedirs(folder, mode=0o700, exist_ok=True)
+            _check_own(folder)
             prefix = os.path.join(folder, digest)
         return cls(f"{model}.manifest.json", f"{prefix}.lock", f"{prefix}.publishing")
 
@@ -165,10 +169,15 @@ def solver_settings(job: Job) -> str:
     return _digest([effort, job.solver.model_dump(mode="json")])
 
 
+def named(place: str) -> str:
+    """Return what a manifest calls a place: who reads it needn't be allowed there."""
+    return str(without_secrets(place))
+
+
 def input_versions(job: Job) -> dict[str, str | None]:
     """Return the versions of the places that are read, as they are now."""
     places = [job.input.path, job.input.mask]
-    return {place: version_of(place) for place in places if place is not None}
+    return {named(place): version_of(place) for place in places if place is not None}
 
 
 def read_manifest(place: str) -> Manifest | None:
@@ -200,7 +209,22 @@ def _read(place: str) -> bytes | None:
 
 def _is_intact(last: Manifest, name: str, place: str) -> bool:
     version = version_of(place)
-    return version is not None and last.outputs.get(name) == [place, version]
+    return version is not None and last.outputs.get(name) == [
+        named(place),
+        version,
+    ]
+
+
+def _check_own(folder: str) -> None:
+    """Refuse a folder where others could plant a journal or hold a lock."""
+    info = os.lstat(folder)
+    own = not hasattr(os, "getuid") or info.st_uid == os.getuid()
+    if not (stat.S_ISDIR(info.st_mode) and own and not info.st_mode & 0o022):
+        msg = (
+            f"others may write to {folder}, where locks are kept; remove it, or set "
+            "TMPDIR to a folder of your own"
+        )
+        raise PermissionError(msg)
 
 
 def _digest(value: Any) -> str:

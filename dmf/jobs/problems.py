@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from dmf.jobs.config import CLUSTERS, Job
 from dmf.jobs.exits import Exit, JobError
 from dmf.jobs.overrides import read_settings
-from dmf.jobs.secrets import without_secrets
+from dmf.secrets import without_secrets
 
 MOST_SHOWN = 60
 

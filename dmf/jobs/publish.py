@@ -81,7 +81,11 @@ class Move:
 def publish(moves: list[Move], manifest: Manifest, paths: Paths) -> None:
     """Move all outputs to their places, and write the manifest of the run."""
     journal = {
-        "moves": [[one.staged, one.place, one.version] for one in moves],
+        "moves": [
+            [one.staged, one.place, one.version]
+            for one in moves
+            if one.staged != one.place
+        ],
         "manifest": manifest.as_json(),
     }
     write_json(journal, paths.journal)
@@ -98,6 +102,7 @@ def finish_publication(paths: Paths) -> str | None:
         with open(paths.journal, encoding="utf-8") as file:
             journal = json.load(file)
         moves = [Move(str(a), str(b), version) for a, b, version in journal["moves"]]
+        _check_staged(moves)
         manifest = Manifest.from_json(journal["manifest"])
     except FileNotFoundError:
         return None
@@ -111,6 +116,18 @@ def finish_publication(paths: Paths) -> str | None:
         return None
     _finish(moves, manifest, paths)
     return manifest.run
+
+
+def _check_staged(moves: list[Move]) -> None:
+    """Refuse a journal that would have something else moved, and removed, than ours."""
+    for move in moves:
+        folder, name = os.path.split(move.place)
+        staging, inner = os.path.split(move.staged)
+        parent, outer = os.path.split(staging)
+        pattern = _STAGING.format(re.escape(name))
+        if (parent, inner) != (folder, name) or not re.fullmatch(pattern, outer):
+            msg = f"no run has written {move.staged} for {move.place}"
+            raise ValueError(msg)
 
 
 def _finish(moves: list[Move], manifest: Manifest, paths: Paths) -> None:

@@ -34,11 +34,11 @@ from dmf.jobs.manifest import (
     ToDo,
     decide,
     input_versions,
+    named,
     read_manifest,
 )
 from dmf.jobs.publish import finish_publication, publish, remove_left_overs
 from dmf.jobs.record import RunRecord
-from dmf.jobs.secrets import without_secrets
 from dmf.jobs.steps import (
     Run,
     aligned_with_last,
@@ -50,6 +50,7 @@ from dmf.jobs.steps import (
     opened,
     written,
 )
+from dmf.secrets import without_secrets
 
 if TYPE_CHECKING:
     from dmf._plan import Plan
@@ -71,7 +72,7 @@ def run_job(job: Job, name: str) -> RunRecord:
         started=now.isoformat(timespec="seconds"),
         settings=without_secrets(job.model_dump(mode="json")),
         versions=versions(),
-        output=dict(job.output.places),
+        output={name: named(place) for name, place in job.output.places.items()},
     )
     with ExitStack() as stack:
         code = Exit.DONE
@@ -150,8 +151,8 @@ def _under_lock(job: Job, record: RunRecord) -> str:
             todo, last, found = _decided(job, paths)
         log("decided", action=todo.action, reason=todo.reason)
         record.input = {
-            "place": without_secrets(job.input.path),
-            "version": found[job.input.path],
+            "place": named(job.input.path),
+            "version": found[named(job.input.path)],
         }
         if last is not None and todo.action == "nothing":
             record.outcome = "nothing to do"

@@ -12,7 +12,13 @@ from dmf.jobs.bookkeeping import failing_with
 from dmf.jobs.config import Job
 from dmf.jobs.exits import Exit, JobError
 from dmf.jobs.log import log
-from dmf.jobs.manifest import Manifest, Paths, model_settings, solver_settings
+from dmf.jobs.manifest import (
+    Manifest,
+    Paths,
+    model_settings,
+    named,
+    solver_settings,
+)
 from dmf.jobs.publish import Move, beside, link_unchanged
 from dmf.jobs.record import RunRecord
 
@@ -202,7 +208,7 @@ def written(
 
 def manifest_of(run: Run, mode: str, found: Found, moves: list[Move]) -> Manifest:
     outputs = {
-        name: [move.place, str(move.version)]
+        name: [named(move.place), str(move.version)]
         for name, move in zip(run.job.output.places, moves, strict=True)
     }
     if mode == "fill" and run.last is not None:
