@@ -16,14 +16,13 @@ import click
 import pytest
 import yaml
 
-import dmf
 from dmf import cli
 from dmf.jobs.config import CLUSTERS, Job
 from dmf.jobs.exits import Exit
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
 FILES = sorted(path for path in DEPLOY.rglob("*") if path.is_file())
-KINDS = {".md", ".cron", ".service", ".timer", ".sbatch", ".yaml", ""}
+KINDS = {".md", ".cron", ".service", ".timer", ".sbatch", ".yaml", ".toml", ""}
 # A command begins a line, an item in quotes, a cell of cron, or follows a path.
 COMMAND = re.compile(r"(?:^|[`/ ])dmf ([a-z]+\b[^`\n|;]*)", re.MULTILINE)
 
@@ -158,29 +157,6 @@ def test_units_of_systemd(path: Path, tmp_path: Path) -> None:
     codes = re.findall(r"SuccessExitStatus=(.*)", path.read_text())
     for one in " ".join(codes).split():
         assert Exit(int(one))
-
-
-@pytest.mark.parametrize("path", named(".yaml"), ids=id_of)
-def test_documents_of_kubernetes(path: Path) -> None:
-    documents = list(yaml.safe_load_all(path.read_text()))
-    assert all({"apiVersion", "kind", "metadata"} <= one.keys() for one in documents)
-    for image in re.findall(r"image: (\S+)", path.read_text()):
-        assert image == f"dmf:{dmf.__version__}"
-    if path.name == "cronjob.yaml":
-        spec = documents[0]["spec"]["jobTemplate"]["spec"]
-        (rule,) = spec["podFailurePolicy"]["rules"]
-        assert all(Exit(code) for code in rule["onExitCodes"]["values"])
-        (container,) = spec["template"]["spec"]["containers"]
-        assert container["args"][0] in cli.main.commands
-        assert spec["template"]["spec"]["restartPolicy"] == "Never"
-    if path.name == "daskcluster.yaml":
-        spec = documents[0]["spec"]
-        ports = {
-            port["name"]: port["port"] for port in spec["scheduler"]["service"]["ports"]
-        }
-        assert ports["tcp-comm"] == 8786
-        name = documents[0]["metadata"]["name"]
-        assert spec["scheduler"]["service"]["selector"]["dask.org/cluster-name"] == name
 
 
 def test_the_container_copies_what_is_there() -> None:
