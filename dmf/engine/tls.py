@@ -51,7 +51,7 @@ class Tls:
             raise ValueError(msg)
         if not scheduler.startswith(SCHEME):
             msg = (
-                f"certificates are for addresses such as {SCHEME}10.0.0.5:8786, got "
+                "certificates are for addresses such as tls://10.0.0.5:8786, got "
                 f"{scheduler}; change the address, or leave out {OPTIONS}"
             )
             raise ValueError(msg)
