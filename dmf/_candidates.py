@@ -19,7 +19,7 @@ from dmf.engine.fingerprint import digest, fingerprint
 from dmf.engine.kinds import is_dask
 from dmf.engine.loop import Loop
 from dmf.engine.rounds import start_state
-from dmf.engine.runner import Runner, choose_runner
+from dmf.engine.runner import Runner, choose_runner, insisting
 from dmf.history import History, Record
 from dmf.init import GivenStart, RandomStart, Start
 from dmf.objective import Objective, Side
@@ -130,7 +130,12 @@ def fit_candidates(
             candidates=len(candidates),
             stream=settings.stream,
         )
-        data = reload()
+
+        def loaded() -> tuple[Data, str]:
+            data = reload()
+            return data, "" if saved is None else fingerprint(data, runner)
+
+        data, print_of_data = insisting(loaded, "while X was loaded")
         check_scale(data.totals.mean_square**0.5, data.dtype)
         bar = Progress(settings.progress, settings.rules.max_rounds, len(candidates))
         stack.enter_context(bar)
@@ -141,7 +146,7 @@ def fit_candidates(
         if saved is not None:
             checkpoints = saved.checkpoints
             settled = _described(candidates, settings, start)
-            reached = saved.reached(machine, settled, fingerprint(data, runner))
+            reached = saved.reached(machine, settled, print_of_data)
         loop = Loop(
             data,
             reload,

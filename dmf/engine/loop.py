@@ -29,7 +29,7 @@ from dmf.engine.rounds import (
     build_rounds,
     build_stationarity,
 )
-from dmf.engine.runner import ClusterError, Runner, WorkersLost
+from dmf.engine.runner import MAX_LOSSES, ClusterError, Runner, WorkersLost, given_up
 from dmf.history import Record
 from dmf.objective import Objective
 from dmf.solvers.base import Report, Solver
@@ -38,8 +38,6 @@ from dmf.status import Certificate, Code, Status
 # Rounds after which factors on a cluster are kept on this side too.
 SNAPSHOT_EVERY = 10
 NOT_SAVED = "no checkpoint could be saved ({}); the fit goes on, the last one is kept"
-# How often in a row the same rounds may fail on a cluster that loses workers.
-MAX_LOSSES = 5
 
 
 @dataclass
@@ -162,12 +160,8 @@ class Loop:
             self._state = self._ahead = None
             self._losses += 1
             if self._losses > MAX_LOSSES:
-                msg = (
-                    f"workers were lost {self._losses} times in one round; look at "
-                    "their logs (too little memory is the usual reason), or give "
-                    "the cluster more workers"
-                )
-                raise ClusterError(msg) from error
+                ending = given_up("in one round")
+                raise ending from error
         except KeyboardInterrupt:
             self._interrupts.seen()
             reached = self._state
@@ -185,12 +179,12 @@ class Loop:
         if self._losses:
             self.data = self.reload()
             saved = self.checkpoints.last() if self.checkpoints else None
-        if self._snapshot is not None:
-            state, best = self._snapshot
-            self._best = dict(best)
-            state = state.restored(self.runner.put(list(state.leaves.values())))
-        elif saved is not None and saved.state is not None:
+        kept, best = self._snapshot or (None, {})
+        if saved and saved.state and (kept is None or saved.round > kept.round):
             state, self._best = saved.state, dict(saved.best)
+        elif kept is not None:
+            state = kept.restored(self.runner.put(list(kept.leaves.values())))
+            self._best = dict(best)
         else:
             state, self._best = self.start(self.data, self.runner), {}
         self._state = self._only(state, self._alive)

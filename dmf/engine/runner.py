@@ -6,12 +6,12 @@ import math
 import sys
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 import dask
 import dask.threaded
@@ -28,7 +28,12 @@ from dmf.engine.lower import Graph, Key
 if TYPE_CHECKING:
     from distributed import Client
 
+T = TypeVar("T")
 Leaf = Any  # what stands for a computed value: the value itself, or a Future
+
+
+# How often in a row the same thing may fail on a cluster that loses workers.
+MAX_LOSSES = 5
 
 
 class ClusterError(RuntimeError):
@@ -97,6 +102,37 @@ class Runner(Protocol):
 
     def used(self) -> float:
         """Return the bytes that the fullest process uses now."""
+
+
+def insisting(work: Callable[[], T], when: str) -> T:
+    """Do some work, anew whenever workers have taken its data along.
+
+    Parameters
+    ----------
+    work : callable
+    when : str
+        For the message when it's given up.
+
+    Raises
+    ------
+    ClusterError
+        It has failed too often.
+    """
+    for _ in range(MAX_LOSSES):
+        with suppress(WorkersLost):
+            return work()
+    try:
+        return work()
+    except WorkersLost as error:
+        raise given_up(when) from error
+
+
+def given_up(when: str) -> ClusterError:
+    """Return what ends a fit on a cluster that keeps losing workers."""
+    return ClusterError(
+        f"workers were lost {MAX_LOSSES + 1} times {when}; look at their logs (too "
+        "little memory is the usual reason), or give the cluster more workers"
+    )
 
 
 def computed(
