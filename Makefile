@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench bench-full clean
+.PHONY: demo test test-faults test-faults-short test-slurm lint bench bench-full clean
 
 demo: $(VENV)/.user
 	$(BIN)/dmf demo --output demo.png
@@ -11,6 +11,17 @@ demo: $(VENV)/.user
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2
+
+# Jobs that meet faults at random moments; prints what became of each.
+test-faults-short: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/faults -n 2 --faults 24
+
+test-faults: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/faults -n 2 --faults 200 --full
+
+# A Slurm of its own, from Debian's packages: as root it installs them.
+test-slurm: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/slurm
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 import dask
@@ -14,8 +15,9 @@ from distributed import wait
 
 import dmf
 from benchmarks.common import power_law
-from dmf.engine.loop import MAX_LOSSES, Loop
-from dmf.engine.runner import Cluster, WorkersLost
+from dmf import _candidates
+from dmf.engine.loop import Loop
+from dmf.engine.runner import MAX_LOSSES, Cluster, WorkersLost
 from tests.problems import low_rank
 
 pytestmark = pytest.mark.cluster
@@ -228,6 +230,76 @@ def test_a_worker_killed_while_restarts_run_together(
     assert_same_bits(found, expected)
     # No record is missing, none comes twice; one of three is dropped after 8 rounds.
     assert len(seen) == len(set(seen)) == 3 * 8 + 2 * 7
+
+
+def loses(times: int, work: Any) -> Any:
+    """Return what loses workers so often before it works."""
+    left = [times]
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        left[0] -= 1
+        if left[0] >= 0:
+            msg = "gone"
+            raise WorkersLost(msg)
+        return work(*arguments, **options)
+
+    return call
+
+
+@pytest.mark.faults
+def test_workers_lost_while_X_is_loaded(
+    client: Any, uneven: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    expected = on_threads(uneven, 5)
+    for k, name in enumerate(("load", "fingerprint")):
+        with monkeypatch.context() as patch:
+            work = getattr(_candidates, name)
+            patch.setattr(_candidates, name, loses(MAX_LOSSES, work))
+            place = tmp_path / str(k)
+            found = dmf.factorize(uneven, 5, checkpoint=place, **SETTINGS)
+            assert_same_bits(found, expected)
+            patch.setattr(_candidates, name, loses(MAX_LOSSES + 1, work))
+            with pytest.raises(
+                RuntimeError, match=r"^workers were lost 6 times while X was loaded; lo"
+            ):
+                dmf.factorize(uneven, 5, checkpoint=tmp_path / f"{k}-2", **SETTINGS)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(("every", "back"), [(4, 12), (8, 10), (20, 10)])
+def test_after_a_loss_a_fit_goes_on_from_what_is_latest(
+    client: Any,
+    uneven: Any,
+    every: int,
+    back: int,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """The checkpoint, or what this process has kept after round 10."""
+    expected = on_threads(uneven, 5)
+    collect, begin = Loop._collect, Loop._begin
+    lost, begun = [], []
+
+    def lose(self: Any, batch: Any) -> Any:
+        if batch.before.round == 14 and not lost:
+            lost.append(1)
+            msg = "gone"
+            raise WorkersLost(msg)
+        return collect(self, batch)
+
+    def note(self: Any) -> Any:
+        state = begin(self)
+        begun.append(state.round)
+        return state
+
+    monkeypatch.setattr(Loop, "_collect", lose)
+    monkeypatch.setattr(Loop, "_begin", note)
+    place = tmp_path / "saved"
+    found = dmf.factorize(
+        uneven, 5, checkpoint=place, checkpoint_every=every, **SETTINGS
+    )
+    assert begun == [0, back]
+    assert_same_bits(found, expected)
 
 
 @pytest.mark.faults

@@ -310,6 +310,19 @@ def test_a_finished_publication_leaves_no_checkpoint(
     assert not (tmp_path / "model.zarr.checkpoint").exists()
 
 
+def test_what_a_run_left_that_was_killed_last_of_all_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_rows(tmp_path)
+    path = job_file(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("dmf.jobs.run.clear_checkpoint", interrupts)
+        run_job(path, code=Exit.INTERRUPTED)
+    assert (tmp_path / "model.zarr.checkpoint").exists()
+    assert told(run_job(path)).startswith("nothing to do")
+    assert not (tmp_path / "model.zarr.checkpoint").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -157,6 +157,7 @@ def _under_lock(job: Job, record: RunRecord) -> str:
         if last is not None and todo.action == "nothing":
             record.outcome = "nothing to do"
             tell_last(record, last)
+            clear_checkpoint(job)  # a run that was killed when all was published
             return str(todo)
         try:
             return _do(Run(job, record, paths, last, found), todo)

@@ -84,15 +84,11 @@ class Outcome:
 
 def draw(seed: int, short: bool) -> Case:
     """Return the case of a seed, still without the event at which it strikes."""
+    # All faults by turns, each in all of its phases by turns.
+    cycle, k = divmod(seed, len(FAULTS))
+    fault, phases = list(FAULTS.items())[k]
+    phase = phases[(cycle + k) % len(phases)]
     rng = random.Random(seed)
-    pairs = [(fault, phase) for fault, phases in FAULTS.items() for phase in phases]
-    # Each once before any comes twice.
-    order = random.Random(seed // len(pairs)).sample(pairs, len(pairs))
-    fault, phase = order[seed % len(pairs)]
-    if short:
-        faults = list(FAULTS)
-        fault = faults[seed % len(faults)]
-        phase = FAULTS[fault][seed // 3 % len(FAULTS[fault])]
     # What is in memory is read before the first task.
     form = "zarr" if fault in STORED else rng.choice(["npz", "zarr"])
     chance = rng.randrange(1000)
