@@ -11,13 +11,14 @@ import dask
 import dask.array as da
 import numpy as np
 import pytest
-from distributed import wait
+from distributed import default_client, wait
 
 import dmf
 from benchmarks.common import power_law
 from dmf import _candidates
+from dmf.engine.cluster import started
 from dmf.engine.loop import Loop
-from dmf.engine.runner import MAX_LOSSES, Cluster, WorkersLost
+from dmf.engine.runner import MAX_LOSSES, Cluster, ClusterError, WorkersLost
 from tests.problems import low_rank
 
 pytestmark = pytest.mark.cluster
@@ -416,3 +417,17 @@ def test_transform_on_a_cluster(client: Any) -> None:
     with dask.config.set(scheduler="threads"):
         expected = model.fit_transform(problem.nan)
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("form", ["numpy", "dask"])
+def test_without_any_worker_a_fit_ends(form: str) -> None:
+    """What was sent there waits no longer, nor what can be computed again."""
+    problem = low_rank()
+    X = da.from_array(problem.nan, chunks=(20, 20)) if form == "dask" else problem.nan
+
+    def leave(record: dmf.Record) -> None:
+        default_client().cluster.scale(0)
+
+    said = pytest.raises(ClusterError, match="has had no worker for 1 s; look why")
+    with started(1, timeout=1), said:
+        dmf.factorize(X, 2, callbacks=[leave], **SETTINGS)

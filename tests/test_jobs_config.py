@@ -500,6 +500,7 @@ def test_the_cluster_that_kubernetes_is_asked_for() -> None:
         memory="4Gi",
         namespace="science",
         env={"A": "1"},
+        timeout=90.0,
     )
     spec = kubernetes_spec(settings)
     assert (spec["kind"], spec["metadata"]) == (
@@ -512,6 +513,9 @@ def test_the_cluster_that_kubernetes_is_asked_for() -> None:
     assert container["args"][:4] == ["dask", "worker", "--nthreads", "1"]
     assert container["resources"]["limits"] == {"cpu": "2", "memory": "4Gi"}
     assert {"name": "A", "value": "1"} in container["env"]
+    (scheduler,) = spec["spec"]["scheduler"]["spec"]["containers"]
+    limit = "DASK_DISTRIBUTED__SCHEDULER__NO_WORKERS_TIMEOUT"
+    assert {"name": limit, "value": "90 s"} in scheduler["env"]
     assert spec["spec"]["idleTimeout"] == 600
 
 

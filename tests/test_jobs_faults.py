@@ -472,6 +472,33 @@ def dask_process(*arguments: str) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
+@pytest.mark.cluster
+def test_a_cluster_without_workers_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next run goes on from its checkpoint."""
+    from distributed import default_client
+
+    where = {"kind": "processes", "workers": 1, "timeout": "1s"}
+    often = LONG | {"checkpoint": {"every": 1}}
+    path = job_file(tmp_path, cluster=where, **often)
+    write_rows(tmp_path)
+
+    def leave(record: dmf.Record) -> None:
+        if record.round == 3:
+            default_client().cluster.scale(0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dmf.jobs.steps._log_round", leave)
+        result = run_job(path, code=Exit.CLUSTER_LOST)
+    assert told(result).startswith("the cluster has had no worker for 1 s; look why")
+    assert not (tmp_path / "model.zarr").exists()
+    seen: list[int] = []
+    monkeypatch.setattr("dmf.jobs.steps._log_round", lambda one: seen.append(one.round))
+    run_job(job_file(tmp_path, **often))
+    assert min(seen) > 1
+
+
 @pytest.mark.slow
 @pytest.mark.cluster
 def test_a_scheduler_that_dies_ends_the_run(tmp_path: Path) -> None:

@@ -13,6 +13,9 @@ from dmf.engine.tls import Tls
 CONNECT_SECONDS = 10
 IDLE_SECONDS = 600
 RESTART_SECONDS = 300
+# Of the scheduler: tasks that find no worker at all for so long fail.
+NO_WORKERS = "distributed.scheduler.no-workers-timeout"
+VARIABLE = "DASK_DISTRIBUTED__SCHEDULER__NO_WORKERS_TIMEOUT"
 
 
 @contextmanager
@@ -49,22 +52,30 @@ def connected(scheduler: str, tls: Tls | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def started(workers: int) -> Iterator[None]:
-    """Start worker processes of one thread each, and end them afterwards."""
+def started(workers: int, timeout: float = IDLE_SECONDS) -> Iterator[None]:
+    """Start worker processes of one thread each, and end them afterwards.
+
+    Parameters
+    ----------
+    workers : int
+    timeout : float
+        Seconds without a single worker after which what waits for one fails.
+    """
     from distributed import Client, LocalCluster
 
-    with _interrupts_left_to_us(), _memory_kept():
-        cluster = LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            host="127.0.0.1",
-            # Port 0 is any free one; None would be the default port.
-            dashboard_address="127.0.0.1:0",
-            scheduler_kwargs={"dashboard": False},
-        )
-    with _restarts_awaited(), _clean_logs(), cluster, Client(cluster) as client:
-        _clean_logs_of_workers(client)
-        yield
+    with _waiting_at_most(timeout), _restarts_awaited(), _clean_logs():
+        with _interrupts_left_to_us(), _memory_kept():
+            cluster = LocalCluster(
+                n_workers=workers,
+                threads_per_worker=1,
+                host="127.0.0.1",
+                # Port 0 is any free one; None would be the default port.
+                dashboard_address="127.0.0.1:0",
+                scheduler_kwargs={"dashboard": False},
+            )
+        with cluster, Client(cluster) as client:
+            _clean_logs_of_workers(client)
+            yield
 
 
 @contextmanager
@@ -84,12 +95,11 @@ def on_slurm(jobs: int, timeout: float, **options: Any) -> Iterator[None]:
     ----------
     jobs : int
     timeout : float
-        Seconds to wait for the first worker.
+        Seconds to wait for the first worker, and later while there is none.
     **options
         As for `dask_jobqueue.SLURMCluster`.
     """
-    cluster = slurm_cluster(**options)
-    with cluster:
+    with _waiting_at_most(timeout), slurm_cluster(**options) as cluster:
         cluster.scale(jobs=jobs)
         with _ready(cluster, timeout, "Slurm has started none of the jobs"):
             yield
@@ -138,6 +148,7 @@ def on_kubernetes(spec: dict[str, Any], timeout: float) -> Iterator[None]:
         )
         raise ConnectionError(msg) from error
     with (
+        _waiting_at_most(timeout),
         cluster,
         _ready(cluster, timeout, "Kubernetes has started none of the workers"),
     ):
@@ -150,9 +161,13 @@ def kubernetes_spec(
     workers: int,
     resources: dict[str, str],
     env: dict[str, str],
+    timeout: float,
     namespace: str | None = None,
 ) -> dict[str, Any]:
-    """Return the specification of a cluster for Dask's operator."""
+    """Return the specification of a cluster for Dask's operator.
+
+    Without a single worker for `timeout` seconds, what waits for one fails.
+    """
     try:
         from dask_kubernetes.operator import make_cluster_spec
     except ImportError as error:
@@ -165,7 +180,7 @@ def kubernetes_spec(
         image=image,
         n_workers=workers,
         resources={"limits": resources, "requests": resources},
-        env=env,
+        env={VARIABLE: f"{timeout:g} s"} | env,
         # Of one thread each, as everywhere: BLAS has the other cores of none.
         worker_command="dask worker --nthreads 1",
         # A client that was killed deletes nothing.
@@ -188,6 +203,15 @@ def _ready(cluster: Any, timeout: float, late: str) -> Iterator[None]:
         except TimeoutError as error:
             msg = f"{late} in {timeout:g} s; wait longer with cluster.timeout"
             raise ConnectionError(msg) from error
+        yield
+
+
+@contextmanager
+def _waiting_at_most(timeout: float) -> Iterator[None]:
+    """Let what finds no worker for so long fail, where a scheduler is started here."""
+    import dask
+
+    with dask.config.set({NO_WORKERS: f"{timeout:g} s"}):
         yield
 
 

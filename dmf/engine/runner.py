@@ -18,7 +18,7 @@ import dask.threaded
 import psutil
 from dask.base import persist
 from dask.system import CPU_COUNT
-from dask.utils import parse_bytes
+from dask.utils import parse_bytes, parse_timedelta
 from threadpoolctl import threadpool_limits
 
 from dmf.engine.cost import Machine
@@ -32,6 +32,10 @@ T = TypeVar("T")
 Leaf = Any  # what stands for a computed value: the value itself, or a Future
 
 
+NO_WORKER = (
+    "the cluster has had no worker for {}; look why none has come, or none is left, "
+    "and run it again"
+)
 # How often in a row the same thing may fail on a cluster that loses workers.
 MAX_LOSSES = 5
 
@@ -200,13 +204,25 @@ class Cluster:
         leaves: list[Leaf] = []
         with _translated(self._client):
             for worker, part in self._dealt(len(values), in_order):
-                # Without hash=False, data that were scattered before would share their
-                # keys, and be lost when the earlier copy is released.
-                try:
-                    leaves += self._client.scatter(values[part], worker, hash=False)
-                except (KeyError, TimeoutError):  # it has gone, or is paused
-                    leaves += self._client.scatter(values[part], hash=False)
+                leaves += self._scattered(values[part], worker)
         return leaves
+
+    def _scattered(self, values: list[Any], worker: list[str] | None) -> list[Leaf]:
+        # Without hash=False, data that were scattered before would share their keys,
+        # and be lost when the earlier copy is released.
+        if worker is not None:
+            try:
+                return list(self._client.scatter(values, worker, hash=False))
+            except (KeyError, TimeoutError):  # it has gone, or is paused
+                return self._scattered(values, None)
+        # They wait for any worker as long as tasks would.
+        config = dask.config.get("distributed")
+        patience = config["scheduler"]["no-workers-timeout"]
+        seconds = parse_timedelta(patience or config["comm"]["timeouts"]["connect"])
+        try:
+            return list(self._client.scatter(values, hash=False, timeout=seconds))
+        except TimeoutError as error:
+            raise ClusterError(NO_WORKER.format(f"{seconds:g} s")) from error
 
     def run(self, graph: Graph, keys: list[Key]) -> dict[Key, Leaf]:
         # Tasks aren't bound to workers, not even loosely: those whose worker has died
@@ -326,6 +342,7 @@ def _translated(client: Client) -> Iterator[None]:
     from concurrent.futures import CancelledError
 
     from distributed import KilledWorker
+    from distributed.scheduler import NoWorkerError
 
     if client.status != "running":
         msg = (
@@ -341,6 +358,9 @@ def _translated(client: Client) -> Iterator[None]:
             " too little memory is the usual reason: give the workers more of it, or "
             "cut X into smaller chunks"
         )
+        raise ClusterError(msg) from error
+    except NoWorkerError as error:
+        msg = NO_WORKER.format(f"{error.timeout:g} s")
         raise ClusterError(msg) from error
     except CancelledError as error:
         msg = "workers of the cluster were lost, and data with them; run it again"

@@ -81,6 +81,8 @@ def _told(every: int | timedelta) -> int | str:
 Place = Annotated[str, AfterValidator(_in_full)]
 Text = Annotated[str, Field(min_length=1)]
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(ge=0, allow_inf_nan=False)]
+# 0 would be no limit to Dask.
+Waiting = Annotated[float, BeforeValidator(_seconds), Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 # Finite: TOML can write inf and nan as well.
 Real = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -163,6 +165,7 @@ class Threads(Section):
 class Processes(Section):
     kind: Literal["processes"]
     workers: Count
+    timeout: Waiting = 600.0
 
 
 class Scheduler(Section):
@@ -191,7 +194,7 @@ class Slurm(Section):
     log_directory: Place | None = None
     directives: list[Text] = []
     prologue: list[Text] = []
-    timeout: Seconds = 600.0
+    timeout: Waiting = 600.0
 
 
 class Kubernetes(Section):
@@ -203,7 +206,7 @@ class Kubernetes(Section):
     cores: Real | None = None
     memory: Text | None = None
     env: dict[str, str] = {}
-    timeout: Seconds = 600.0
+    timeout: Waiting = 600.0
 
 
 CLUSTERS: dict[str, type[Section]] = {

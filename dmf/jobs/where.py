@@ -23,7 +23,7 @@ def started(
         case Threads():
             return cluster.limited(settings.threads)
         case Processes():
-            return cluster.started(settings.workers)
+            return cluster.started(settings.workers, settings.timeout)
         case Scheduler():
             return cluster.connected(settings.address, settings.tls)
         case Slurm():
@@ -61,5 +61,6 @@ def kubernetes_spec(settings: Kubernetes) -> dict[str, Any]:
         settings.workers,
         resources,
         settings.env,
+        settings.timeout,
         settings.namespace,
     )
