@@ -159,7 +159,7 @@ def test_paths_are_seen_from_the_folder_of_the_file(tmp_path: Path) -> None:
         ),
         (
             {"cluster": {"kind": "processes", "workers": 2, "adress": "x"}},
-            "cluster.adress isn't a known key; [cluster] takes kind, workers",
+            "cluster.adress isn't a known key; [cluster] takes kind, workers, timeout",
         ),
         (
             {"input": {"row": "user"}},
@@ -242,6 +242,41 @@ def test_places_are_compared_without_links(tmp_path: Path) -> None:
         tmp_path, input={"path": "data/z.zarr"}, log={"file": "link/z.zarr"}
     )
     assert line.startswith("input.path and log.file are both ")
+
+
+@pytest.mark.parametrize(
+    ("sections", "key"),
+    [
+        ({"log": {"file": "job.toml"}}, "log.file"),
+        ({"log": {"file": "../{folder}/job.toml"}}, "log.file"),
+        ({"report": {"prometheus": "job.toml"}}, "report.prometheus"),
+        ({"checkpoint": {"path": "job.toml"}}, "checkpoint.path"),
+        ({"output": {"matrix": "job.toml"}}, "output.matrix"),
+    ],
+)
+def test_a_job_is_not_overwritten(
+    sections: dict[str, Any], key: str, tmp_path: Path
+) -> None:
+    for section in sections.values():
+        for name, place in section.items():
+            section[name] = place.format(folder=tmp_path.name)
+    (line,) = problems(tmp_path, **sections)
+    place = tmp_path / "job.toml"
+    assert line == f"this job and {key} are both {place}; name two places"
+
+
+@pytest.mark.parametrize("key", ["input.path", "input.mask", "output.model"])
+def test_logs_are_apart_from_what_is_read_and_written(key: str, tmp_path: Path) -> None:
+    section, name = key.split(".")
+    sections = {section: {name: "place.zarr"}, "log": {"file": "./place.zarr"}}
+    (line,) = problems(tmp_path, **sections)
+    place = tmp_path / "place.zarr"
+    assert line == f"{key} and log.file are both {place}; name two places"
+
+
+def test_reports_may_be_beside_the_job(tmp_path: Path) -> None:
+    path = job_file(tmp_path, input={"path": "../X.npy"}, report={"folder": "."})
+    assert read_job(path, {}).report.folder == str(tmp_path)
 
 
 @given(

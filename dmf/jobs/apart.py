@@ -10,6 +10,8 @@ from dmf.io.places import is_url
 
 # Others may be in it: a report only ever adds folders of its own.
 SHARED = "report.folder"
+# What the file of the job is called here.
+JOB = "this job"
 
 
 def check_apart(read: dict[str, str], written: dict[str, str]) -> None:
@@ -32,9 +34,10 @@ def check_apart(read: dict[str, str], written: dict[str, str]) -> None:
             msg = f"{first} and {second} are both {shown[second]}; name two places"
             raise ValueError(msg)
         for inner, outer in ((first, second), (second, first)):
-            # Two arrays of one group may be read; logs may be beside the reports.
+            # Two arrays of one group may be read; logs, and the job, may be beside
+            # the reports.
             harmless = inner in read and outer in read
-            harmless |= outer == SHARED and inner in written
+            harmless |= outer == SHARED and (inner in written or inner == JOB)
             if not harmless and places[inner].is_relative_to(places[outer]):
                 msg = (
                     f"{inner} ({shown[inner]}) is inside {outer} ({shown[outer]}); "

@@ -22,7 +22,7 @@ from dmf._options import SECONDS, read_time
 from dmf.engine.tls import Tls
 from dmf.io.places import is_url
 from dmf.io.tables import SUFFIXES, Columns, suffix_of
-from dmf.jobs.apart import check_apart
+from dmf.jobs.apart import JOB, check_apart
 
 
 def _in_full(place: str, info: ValidationInfo) -> str:
@@ -288,14 +288,18 @@ class Job(Section):
     log: LogSection = LogSection()
 
     @model_validator(mode="after")
-    def _check_together(self) -> Job:
+    def _check_together(self, info: ValidationInfo) -> Job:
         if "worsened" in self.guards.model_fields_set and not self.model.validation:
             msg = (
                 "guards.worsened compares errors on held-out entries; hold some out "
                 "with model.validation, such as 0.1"
             )
             raise ValueError(msg)
-        read = {"input.path": self.input.path, "input.mask": self.input.mask}
+        read = {
+            JOB: (info.context or {}).get("file"),
+            "input.path": self.input.path,
+            "input.mask": self.input.mask,
+        }
         written = {
             "checkpoint.path": self.checkpoint_place,
             **{f"output.{key}": place for key, place in self.output.places.items()},

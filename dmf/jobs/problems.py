@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -54,7 +55,8 @@ def read_job(path: Path, environ: Mapping[str, str], given: Iterable[str] = ()) 
     """
     settings, origins = read_settings(path, environ, given)
     try:
-        return Job.model_validate(settings, context={"folder": path.parent})
+        context = {"folder": path.parent, "file": os.path.abspath(path)}
+        return Job.model_validate(settings, context=context)
     except ValidationError as error:
         told = [_sentence(one, settings, origins) for one in error.errors()]
     lines = (" ".join(f"{path}: {one}".split()) for one in told)
