@@ -2,8 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# What locks and audits dependencies has some of its own.
+TOOLS := .tools
 
-.PHONY: demo test test-faults test-faults-short test-slurm lint bench bench-full clean
+.PHONY: demo test test-faults test-faults-short test-slurm test-deploy lock audit lint \
+	bench bench-full clean
 
 demo: $(VENV)/.user
 	$(BIN)/dmf demo --output demo.png
@@ -22,6 +25,25 @@ test-faults: $(VENV)/.dev
 # A Slurm of its own, from Debian's packages: as root it installs them.
 test-slurm: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/slurm
+
+# The steps of the container, replayed in empty environments; what the manifests run.
+test-deploy: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/deploy tests/test_deploy.py tests/test_kubernetes.py
+
+# The versions that deployments install: of what dmf needs, and of what builds it; the same
+# ones for each Python, as far as there are. No line names an index: whoever installs has one.
+COMPILE := $(TOOLS)/bin/uv pip compile --quiet --universal --python-version 3.11 \
+	--fork-strategy fewest --generate-hashes --no-header --no-emit-index-url --no-emit-find-links
+EXTRAS := jobs pandas xarray s3 slurm kubernetes
+
+lock: $(TOOLS)/.ready
+	$(COMPILE) --upgrade $(EXTRAS:%=--extra %) pyproject.toml -o deploy/requirements.lock
+	echo hatchling | $(COMPILE) --upgrade - -o deploy/build.lock
+
+# Needs the network, and what nobody could look up is a failure, too.
+audit: $(TOOLS)/.ready
+	$(TOOLS)/bin/pip-audit --strict --disable-pip --require-hashes -r deploy/requirements.lock
+	$(TOOLS)/bin/pip-audit --strict --disable-pip --require-hashes -r deploy/build.lock
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -58,6 +80,11 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
+$(TOOLS)/.ready:
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --quiet uv pip-audit
+	touch $@
+
 clean:
-	rm -rf $(VENV) .peers .pytest_cache .mypy_cache .ruff_cache demo.png
+	rm -rf $(VENV) $(TOOLS) .peers .pytest_cache .mypy_cache .ruff_cache demo.png
 	find dmf -name '*.nb[ic]' -delete

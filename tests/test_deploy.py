@@ -15,6 +15,8 @@ from typing import Any
 import click
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 from dmf import cli
 from dmf.jobs.config import CLUSTERS, Job
@@ -22,7 +24,7 @@ from dmf.jobs.exits import Exit
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
 FILES = sorted(path for path in DEPLOY.rglob("*") if path.is_file())
-KINDS = {".md", ".cron", ".service", ".timer", ".sbatch", ".yaml", ".toml", ""}
+KINDS = {".md", ".cron", ".service", ".timer", ".sbatch", ".yaml", ".toml", ".lock", ""}
 # A command begins a line, an item in quotes, a cell of cron, or follows a path.
 COMMAND = re.compile(r"(?:^|[`/ ])dmf ([a-z]+\b[^`\n|;]*)", re.MULTILINE)
 
@@ -161,11 +163,48 @@ def test_units_of_systemd(path: Path, tmp_path: Path) -> None:
 
 def test_the_container_copies_what_is_there() -> None:
     text = (DEPLOY / "container" / "Containerfile").read_text()
-    for line in re.findall(r"^COPY (.*) \S+$", text, re.M):
+    for line in re.findall(r"^COPY (?!--from)(.*) \S+$", text, re.M):
         for name in line.split():
             assert (DEPLOY.parent / name).exists(), name
-    with open(DEPLOY.parent / "pyproject.toml", "rb") as file:
-        extras = tomllib.load(file)["project"]["optional-dependencies"]
-    for extra in re.findall(r"'\.\[(.*?)\]'", text)[0].split(","):
-        assert extra in extras
     assert 'ENTRYPOINT ["dmf"]' in text
+
+
+def locked(name: str) -> dict[str, set[Version]]:
+    """Return the versions that a lock names; refuse it if one of them has no hash.
+
+    Of some packages there are several, each for some versions of Python.
+    """
+    text = (DEPLOY / name).read_text()
+    # Where packages come from is the business of whoever installs them.
+    assert "://" not in text
+    assert "index" not in text
+    found: dict[str, set[Version]] = {}
+    for entry in re.split(r"^(?=[a-z0-9])", text, flags=re.M)[1:]:
+        (pinned, version) = re.match(r"([\w.-]+)==([^ ;\\]+)", entry).groups()  # type: ignore[union-attr]
+        assert "--hash=sha256:" in entry, pinned
+        found.setdefault(pinned, set()).add(Version(version))
+    return found
+
+
+def wanted(extras: list[str]) -> list[Requirement]:
+    """Return what this package needs, with extras of itself looked into."""
+    with open(DEPLOY.parent / "pyproject.toml", "rb") as file:
+        project = tomllib.load(file)["project"]
+    texts = [*project["dependencies"]]
+    for extra in extras:
+        texts += project["optional-dependencies"][extra]
+    found = [Requirement(text) for text in texts]
+    inner = [one for needed in found if needed.name == "dmf" for one in needed.extras]
+    others = [needed for needed in found if needed.name != "dmf"]
+    return others + (wanted(inner) if inner else [])
+
+
+def test_the_lock_is_of_these_requirements() -> None:
+    """`make lock` makes it anew, after pyproject.toml has changed."""
+    makefile = (DEPLOY.parent / "Makefile").read_text()
+    (extras,) = re.findall(r"^EXTRAS := (.*)$", makefile, re.M)
+    assert set(extras.split()) >= {"jobs", "s3", "kubernetes", "slurm"}
+    versions = locked("requirements.lock")
+    for needed in wanted(extras.split()):
+        assert all(one in needed.specifier for one in versions[needed.name]), needed
+    assert "hatchling" in locked("build.lock")

@@ -12,9 +12,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import xarray as xr
 import zarr
 
@@ -291,6 +293,21 @@ def test_names_of_variables_stay_in_the_output(
     outside = everything_in(tmp_path) - {Path("out")}
     assert all(path.parts[:2] == ("out", f"filled{suffix}") for path in outside)
     assert not Path("/tmp/dmf-escaped").exists()
+
+
+def test_names_in_archives_are_no_paths(tmp_path: Path) -> None:
+    """Archives are read in memory: nothing is unpacked."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    path = folder / "X.npz"
+    sp.save_npz(path, sp.csr_array(np.eye(4)))
+    with ZipFile(path, "a") as archive:
+        for name in ESCAPES:
+            archive.writestr(f"{name}.npy", b"x")
+    before = everything_in(tmp_path)
+    np.testing.assert_array_equal(open_matrix(path).toarray(), np.eye(4))
+    assert everything_in(tmp_path) == before
+    assert not Path("/tmp/dmf-escaped.npy").exists()
 
 
 def test_ids_and_columns_stay_in_the_outputs(tmp_path: Path) -> None:
