@@ -45,7 +45,10 @@ def _raised(body: list[ast.stmt], kinds: tuple[str, ...]) -> Iterator[str]:
 
 def _kind(statement: ast.stmt) -> str | None:
     match statement:
-        case ast.Raise(exc=ast.Call(func=ast.Name(name))):
+        case (
+            ast.Raise(exc=ast.Call(func=ast.Name(name)))
+            | ast.Return(value=ast.Call(func=ast.Name(name)))
+        ):
             return name
     return None
 

@@ -31,7 +31,6 @@ MODULES = [
     ("engine/cluster.py",),
     ("engine/tls.py",),
     ("engine/runner.py", "ClusterError", "WorkersLost"),
-    ("engine/loop.py", "ClusterError"),
     ("engine/checkpoint.py",),
     ("io/checkpoints.py",),
     ("_checkpoint.py", "OtherFitError", "FileExistsError"),

@@ -32,10 +32,6 @@ T = TypeVar("T")
 Leaf = Any  # what stands for a computed value: the value itself, or a Future
 
 
-NO_WORKER = (
-    "the cluster has had no worker for {}; look why none has come, or none is left, "
-    "and run it again"
-)
 # How often in a row the same thing may fail on a cluster that loses workers.
 MAX_LOSSES = 5
 
@@ -133,10 +129,20 @@ def insisting(work: Callable[[], T], when: str) -> T:
 
 def given_up(when: str) -> ClusterError:
     """Return what ends a fit on a cluster that keeps losing workers."""
-    return ClusterError(
+    msg = (
         f"workers were lost {MAX_LOSSES + 1} times {when}; look at their logs (too "
         "little memory is the usual reason), or give the cluster more workers"
     )
+    return ClusterError(msg)
+
+
+def no_worker(seconds: float) -> ClusterError:
+    """Return what ends a fit on a cluster without workers."""
+    msg = (
+        f"the cluster has had no worker for {seconds:g} s; look why none has come, or "
+        "none is left, and run it again"
+    )
+    return ClusterError(msg)
 
 
 def computed(
@@ -222,7 +228,7 @@ class Cluster:
         try:
             return list(self._client.scatter(values, hash=False, timeout=seconds))
         except TimeoutError as error:
-            raise ClusterError(NO_WORKER.format(f"{seconds:g} s")) from error
+            raise no_worker(seconds) from error
 
     def run(self, graph: Graph, keys: list[Key]) -> dict[Key, Leaf]:
         # Tasks aren't bound to workers, not even loosely: those whose worker has died
@@ -360,8 +366,7 @@ def _translated(client: Client) -> Iterator[None]:
         )
         raise ClusterError(msg) from error
     except NoWorkerError as error:
-        msg = NO_WORKER.format(f"{error.timeout:g} s")
-        raise ClusterError(msg) from error
+        raise no_worker(error.timeout) from error
     except CancelledError as error:
         msg = "workers of the cluster were lost, and data with them; run it again"
         raise WorkersLost(msg) from error
