@@ -15,7 +15,7 @@ from dmf._checkpoint import Keep, Saved
 from dmf.engine.arrays import factor_of, level_of, offsets_of
 from dmf.engine.data import Data, load
 from dmf.engine.endings import Outcome, Rules
-from dmf.engine.fingerprint import digest, fingerprint
+from dmf.engine.fingerprint import digest_of, fingerprint
 from dmf.engine.kinds import is_dask
 from dmf.engine.loop import Loop
 from dmf.engine.rounds import start_state
@@ -179,10 +179,7 @@ def _described(
         "restarts": [candidate.number for candidate in candidates],
         "rank": [candidate.rank for candidate in candidates],
         "penalty": [candidate.penalty for candidate in candidates],
-        "start": [
-            digest(one) if isinstance(one, np.ndarray) else type(one).__name__
-            for one in given
-        ],
+        "start": [None if one is None else digest_of(one) for one in given],
     }
     of_each = {
         "offsets": settings.offsets,

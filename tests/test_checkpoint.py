@@ -322,6 +322,27 @@ def test_a_checkpoint_of_other_settings_is_refused(
     assert sorted(saved.rglob("*")) == before
 
 
+@pytest.mark.parametrize("form", ["numpy", "dask"])
+def test_a_checkpoint_from_another_start_is_refused(form: str, tmp_path: Path) -> None:
+    X = da.from_array(PROBLEM.nan, chunks=(20, 15)) if form == "dask" else PROBLEM.nan
+    first, other = (dmf.factorize(X, 3, max_rounds=2, tol=0, seed=k) for k in (1, 2))
+    assert isinstance(first.W, da.Array if form == "dask" else np.ndarray)
+
+    saved: dict[str, Any] = {"checkpoint": tmp_path / "saved", "checkpoint_every": 2}
+    saved["resume"] = True
+    fit_from(X, first, callbacks=[lambda record: record.round == 6], **saved)
+    with pytest.raises(ValueError, match=r"is of a fit with start=.*give the same set"):
+        fit_from(X, other, **saved)
+    rounds: list[int] = []
+    found = fit_from(X, first, callbacks=[lambda r: rounds.append(r.round)], **saved)
+    assert min(rounds) > 4
+    np.testing.assert_array_equal(found.W, fit_from(X, first).W)
+
+
+def fit_from(X: Any, start: dmf.Factorization, **options: Any) -> dmf.Factorization:
+    return dmf.factorize(X, 3, start=start, max_rounds=12, tol=0, **options)
+
+
 def changed_data() -> dict[str, Any]:
     X = PROBLEM.nan.copy()
     i, j = np.argwhere(PROBLEM.mask)[5]

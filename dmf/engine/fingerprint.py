@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dmf.engine.data import Data
+from dmf.engine.kinds import is_dask
 from dmf.engine.runner import Runner, computed
 from dmf.engine.stream import opened
 from dmf.observed import Observed
@@ -44,3 +45,14 @@ def digest(value: Any) -> str:
     else:
         checksum.update(repr(value).encode())
     return checksum.hexdigest()
+
+
+def digest_of(array: Any) -> str:
+    """Return a checksum of an array; Dask's are read in tasks, chunk by chunk."""
+    if not is_dask(array):
+        return digest(array)
+    from dask.base import compute
+    from dask.delayed import delayed
+
+    parts = [delayed(digest)(chunk) for chunk in array.to_delayed().ravel()]
+    return digest((array.chunks, *compute(*parts)))
