@@ -302,8 +302,8 @@ def test_checkpoints_hold_no_code(tmp_path: Path) -> None:
         ({"restarts": 2}, "restarts=0, but this one has [0, 1]"),
         (
             {"solver": dmf.AlternatingLeastSquares()},
-            "solver=NormalizedGradient(scope='row', step=Plane()), but this one has "
-            "AlternatingLeastSquares()",
+            "solver=NormalizedGradient(scope='row', step=Plane(), scaled=False), but "
+            "this one has AlternatingLeastSquares()",
         ),
     ],
 )
