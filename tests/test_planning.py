@@ -21,6 +21,7 @@ import dmf
 from dmf import _candidates
 from dmf.cli import main
 from dmf.engine.data import Data, load
+from dmf.engine.runner import Cluster
 from tests.problems import low_rank
 
 
@@ -116,9 +117,21 @@ def test_the_peak_of_memory_is_predicted(case: str) -> None:
 
 
 @pytest.mark.cluster
-def test_a_plan_for_a_cluster(client: Any) -> None:
+def test_a_plan_for_a_cluster(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is calibrated where the fit will run: by rounds of two fits there."""
     X = low_rank(60, 40, 3).nan
+    run, names = Cluster.run, []
+
+    def watch(self: Cluster, graph: Any, keys: list[Any]) -> Any:
+        names.extend(key[0] for key in keys)
+        return run(self, graph, keys)
+
+    monkeypatch.setattr(Cluster, "run", watch)
+    dmf.plan(X, 3, calibrate=False)
+    assert names == []
     found = dmf.plan(X, 3)
+    updates = {name for name in names if name.startswith("update-W-")}
+    assert len(updates) == 2
     assert found.workers == 2
     assert found.seconds > 0
     assert found.process > 5e7
