@@ -123,6 +123,35 @@ def test_new_credentials_are_no_new_input(tmp_path: Path, planted: Any) -> None:
     assert "nothing to do: input and settings" in run_job(path, "--dry-run").stdout
 
 
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_journal_holds_no_secret_and_is_finished_all_the_same(
+    changed: bool, tmp_path: Path, planted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The places come from the job; of places that have changed, all is done anew."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    put(planted, "X.npy", PROBLEM.nan)
+    path = url_job(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("dmf.jobs.publish._finish", _dies)
+        run_job(path, code=Exit.INTERRUPTED)
+    assert "model.zarr.publishing" not in planted.store
+    (journal,) = tmp_path.rglob("*.publishing")
+    check_nothing_is_told(tmp_path, planted)
+    matrix = "other.npy" if changed else "filled.npy"
+    run_job(path, "--set", f"output.matrix={BUCKET}{matrix}")
+    told_last = (tmp_path / "run.log").read_text()
+    assert ("the job no longer names memory://***@" in told_last) == changed
+    assert ("finished what a killed run" in told_last) == (not changed)
+    assert not journal.exists()
+    with planted.open(f"{BUCKET}{matrix}") as file:
+        assert not np.isnan(np.load(file)).any()
+    check_nothing_is_told(tmp_path, planted)
+
+
+def _dies(*arguments: Any) -> Any:
+    raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize("form", ["json", "human"])
 def test_a_bug_tells_no_secret(
     form: str, tmp_path: Path, planted: Any, monkeypatch: pytest.MonkeyPatch

@@ -24,7 +24,8 @@ import dmf
 from dmf.engine.checkpoint import DamagedError
 from dmf.io.checkpoints import CheckpointStore, Receipt
 from dmf.io.matrices import open_matrix, write_matrix
-from dmf.jobs.exits import Exit
+from dmf.io.versions import version_of
+from dmf.secrets import HIDDEN
 from tests.jobs import PROBLEM, job_file, manifest_in, run_job, told, write_rows
 
 PACKAGE = Path(dmf.__file__).parent
@@ -368,17 +369,21 @@ def test_journals_move_only_what_runs_have_written(tmp_path: Path) -> None:
     run_job(path)
     manifest = {"format_version": 1, **manifest_in(folder)}
     journal = folder / "model.zarr.publishing"
-    run = "20261122T000000-abcdef"
-    for staged, place in (
-        (valued / "data.npy", folder / "filled.npy"),
-        (folder / "filled.npy", valued / "data.npy"),
-        (folder / f".filled.npy.{run}.part" / "filled.npy", valued / "filled.npy"),
-        (valued / f".x.{run}.part" / ".." / "data.npy", valued / "data.npy"),
+    place, version = str(valued / "data.npy"), version_of(str(valued / "data.npy"))
+    there = f"{HIDDEN}@host/x.npy"
+    for run, move, why in (
+        ("../../valued", [place, version], "'../../valued' is no run"),
+        (manifest["run"], [place, None], f"{place} has no version"),
+        (manifest["run"], [f"s3://{there}", "x"], f"no longer names s3://{there}"),
+        (manifest["run"], [place, place, version], "too many values to unpack"),
+        # What no run has written isn't moved.
+        (manifest["run"], [place, version], ""),
     ):
-        moves = [[str(staged), str(place), None]]
-        journal.write_text(json.dumps({"moves": moves, "manifest": manifest}))
-        result = run_job(path, code=Exit.DONE)
-        assert f"(no run has written {staged} for {place}) and is" in result.stderr
+        planted = {"moves": [move], "manifest": manifest | {"run": run}}
+        journal.write_text(json.dumps(planted))
+        shown = run_job(path).stderr
+        assert why in shown
+        assert ("and is removed; what its run" in shown) == bool(why)
         assert (valued / "data.npy").read_bytes() == b"of great value"
         assert os.listdir(valued) == ["data.npy"]
         assert not journal.exists()

@@ -36,7 +36,8 @@ def replace_behind(staged: str, place: str) -> None:
     with reached(place):
         files.invalidate_cache()
         if files.isfile(source):
-            files.copy(source, target)
+            # Not `copy`, which takes ? and [ in names for patterns.
+            files.cp_file(source, target)
             return
         new, old = (_files_in(files, folder) for folder in (source, target))
         if peek(place) is not None:

@@ -12,7 +12,9 @@ import json
 import logging
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from dmf.io.places import (
     exchange,
@@ -25,20 +27,27 @@ from dmf.io.places import (
 from dmf.io.replace import replace_behind
 from dmf.io.versions import version_of
 from dmf.jobs.log import log
-from dmf.jobs.manifest import Manifest, Paths, write_json
+from dmf.jobs.manifest import Manifest, Paths, named, write_json
+from dmf.jobs.record import RUN_ID
+from dmf.secrets import HIDDEN
 
 # The folders that runs write to, by the names of what is in them.
 _STAGING = r"\.?{}\.\d{{8}}T\d{{6}}-[0-9a-f]+\.part"
 
 
 def beside(place: str, run: str) -> str:
-    """Return where a run writes what shall be at a place."""
+    """Return where a run writes what shall be at a place, and make room there."""
+    staged = _staged(place, run)
+    if not is_url(place):
+        os.makedirs(os.path.dirname(staged), exist_ok=True)
+    return staged
+
+
+def _staged(place: str, run: str) -> str:
     folder, name = os.path.split(place)
     if is_url(place):
         return f"{place}.{run}.part/{name}"
-    staging = os.path.join(folder, f".{name}.{run}.part")
-    os.makedirs(staging, exist_ok=True)
-    return os.path.join(staging, name)
+    return os.path.join(folder, f".{name}.{run}.part", name)
 
 
 def remove_left_overs(places: list[str]) -> None:
@@ -80,11 +89,11 @@ class Move:
 
 def publish(moves: list[Move], manifest: Manifest, paths: Paths) -> None:
     """Move all outputs to their places, and write the manifest of the run."""
+    # Where they are now follows from place and run, so that no journal of others can
+    # have anything else moved or removed.
     journal = {
         "moves": [
-            [one.staged, one.place, one.version]
-            for one in moves
-            if one.staged != one.place
+            [named(one.place), one.version] for one in moves if one.staged != one.place
         ],
         "manifest": manifest.as_json(),
     }
@@ -92,18 +101,23 @@ def publish(moves: list[Move], manifest: Manifest, paths: Paths) -> None:
     _finish(moves, manifest, paths)
 
 
-def finish_publication(paths: Paths) -> str | None:
+def finish_publication(paths: Paths, places: Iterable[str]) -> str | None:
     """Finish what a killed run has begun to publish; return its id if there is one.
 
     A journal that can't be read is dropped: the manifest is still that of the run
     before, so that what was moved already is seen to differ from it.
+
+    Parameters
+    ----------
+    paths : Paths
+    places : iterable of str
+        Of the outputs: a journal holds no credentials, which they may have.
     """
     try:
         with open(paths.journal, encoding="utf-8") as file:
             journal = json.load(file)
-        moves = [Move(str(a), str(b), version) for a, b, version in journal["moves"]]
-        _check_staged(moves)
         manifest = Manifest.from_json(journal["manifest"])
+        moves = _read_moves(journal["moves"], manifest.run, places)
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError) as error:
@@ -118,24 +132,36 @@ def finish_publication(paths: Paths) -> str | None:
     return manifest.run
 
 
-def _check_staged(moves: list[Move]) -> None:
-    """Refuse a journal that would have something else moved, and removed, than ours."""
-    for move in moves:
-        folder, name = os.path.split(move.place)
-        staging, inner = os.path.split(move.staged)
-        parent, outer = os.path.split(staging)
-        pattern = _STAGING.format(re.escape(name))
-        if (parent, inner) != (folder, name) or not re.fullmatch(pattern, outer):
-            msg = f"no run has written {move.staged} for {move.place}"
+def _read_moves(given: Any, run: str, places: Iterable[str]) -> list[Move]:
+    """Return what a journal says is to be moved, or refuse it."""
+    if not re.fullmatch(RUN_ID, run):
+        msg = f"{run!r} is no run"
+        raise ValueError(msg)
+    known = {named(place): place for place in places}
+    moves = []
+    for name, version in given:
+        if name not in known and HIDDEN in name:
+            msg = f"the job no longer names {name}"
             raise ValueError(msg)
+        if not isinstance(version, str):
+            msg = f"{name} has no version"
+            raise ValueError(msg)
+        place = known.get(name, name)
+        moves.append(Move(_staged(place, run), place, version))
+    return moves
 
 
 def _finish(moves: list[Move], manifest: Manifest, paths: Paths) -> None:
     for move in moves:
         move.make()
     # A copy inside a store is another version of what was copied.
+    copied = {
+        named(move.place): str(version_of(move.place))
+        for move in moves
+        if is_url(move.place)
+    }
     outputs = {
-        name: [place, str(version_of(place)) if is_url(place) else version]
+        name: [place, copied.get(place, version)]
         for name, (place, version) in manifest.outputs.items()
     }
     manifest = replace(manifest, outputs=outputs)

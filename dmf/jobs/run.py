@@ -142,7 +142,7 @@ def _under_lock(job: Job, record: RunRecord) -> str:
         paths = _checked(job)
     with locked(paths.lock, job.job.wait):
         with stage(record, "recover", Exit.UNEXPECTED):
-            other = finish_publication(paths)
+            other = finish_publication(paths, job.output.places.values())
             if other is not None:
                 log("finished what a killed run was about to publish", other=other)
                 clear_checkpoint(job)
