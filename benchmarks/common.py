@@ -14,6 +14,8 @@ import scipy.sparse as sp
 from threadpoolctl import threadpool_info
 
 ROOT = Path(__file__).resolve().parent.parent
+# Entries that are made at once: so many rows of both factors fit into any memory.
+PART = 2**20
 # The folder of real data.
 DATA = Path(os.environ.get("DMF_DATA", ROOT.parent / "shared" / "data"))
 
@@ -84,6 +86,9 @@ def power_law(m: int, n: int, stored: int, rank: int, seed: int = 0) -> Any:
     rows, columns = power_law_places(rng, (m, n), stored)
     W = rng.standard_normal((m, rank), dtype=np.float32)
     H = rng.standard_normal((n, rank), dtype=np.float32)
-    values = np.einsum("ij,ij->i", W[rows], H[columns])
+    values = np.empty(len(rows), dtype=np.float32)
+    for start in range(0, len(rows), PART):
+        part = slice(start, start + PART)
+        values[part] = np.einsum("ij,ij->i", W[rows[part]], H[columns[part]])
     values += 0.1 * rng.standard_normal(len(rows), dtype=np.float32)
     return sp.csr_array((values.astype(np.float32), (rows, columns)), shape=(m, n))

@@ -1,13 +1,15 @@
 """How long runs of a job take: a first one, none, a warm and a full one after growth.
 
-    python -m benchmarks.jobs
+    python -m benchmarks.jobs --scale 3
 
 Each run is a process of its own, as a scheduler starts it. Rows are appended to ratings
 with power laws; "run" is what the job itself takes, "process" also starting Python.
+Loading libraries and compiled kernels takes about a second of both, whatever the scale.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -55,16 +57,20 @@ def run(folder: Path, *given: str) -> dict[str, Any]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--scale", type=int, default=1, help="times as many rows")
+    scale = parser.parse_args().scale
     print_machine()
     noise = np.random.default_rng(1)
-    X = power_law(round(ROWS * (1 + GROWTH)), COLUMNS, STORED, RANK)
+    rows = scale * ROWS
+    X = power_law(round(rows * (1 + GROWTH)), COLUMNS, scale * STORED, RANK)
     X.data += noise.standard_normal(len(X.data)).astype(X.dtype)
     results = {}
     for mode in ("warm", "full"):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             (folder / "job.toml").write_text(JOB)
-            sp.save_npz(folder / "X.npz", X[:ROWS], compressed=False)
+            sp.save_npz(folder / "X.npz", X[:rows], compressed=False)
             results["first"] = run(folder)
             results["nothing to do"] = run(folder)
             sp.save_npz(folder / "X.npz", X, compressed=False)
