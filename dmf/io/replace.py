@@ -8,6 +8,8 @@ from dmf.io.places import files_at, peek, reached
 
 # What an array or a group of Zarr begins with, in both versions.
 METADATA = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
+# What S3 and Google's store say of a file that is the same for the same bytes.
+CONTENT = ("ETag", "md5Hash")
 # The attribute that names the run that has written a Zarr output, and what it says
 # meanwhile.
 RUN = "dmf_run"
@@ -20,7 +22,8 @@ def replace_behind(staged: str, place: str) -> None:
     A file is replaced in one step. Object stores can't do that with folders: of Zarr,
     the attribute ``dmf_run`` at `place` says "being replaced" first, then all else is
     copied, and the metadata with that attribute come last. It can be done again if it
-    was cut short. Files that are the same already, by their ETags, aren't copied.
+    was cut short. Files that are the same already, by what the store says of them,
+    aren't copied.
 
     Parameters
     ----------
@@ -69,8 +72,8 @@ def _files_in(files: Any, folder: str) -> dict[str, Any]:
 
 
 def _same(new: dict[str, Any], old: dict[str, Any], name: str) -> bool:
-    tags = [one.get(name, {}).get("ETag") for one in (new, old)]
-    return tags[0] is not None and tags[0] == tags[1]
+    told = [[one.get(name, {}).get(key) for key in CONTENT] for one in (new, old)]
+    return told[0] == told[1] and any(told[0])
 
 
 def _copy(files: Any, names: list[str], source: str, target: str) -> None:
