@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # What locks and audits dependencies has some of its own.
 TOOLS := .tools
 
-.PHONY: demo test test-faults test-faults-short test-slurm test-deploy lock audit lint \
+.PHONY: demo test test-faults test-faults-short test-slurm test-deploy test-cuda lock audit lint \
 	bench bench-full clean
 
 demo: $(VENV)/.user
@@ -14,6 +14,10 @@ demo: $(VENV)/.user
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2
+
+# The kernels for GPUs, on one that numba-cuda simulates.
+test-cuda: $(VENV)/.dev
+	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest -n 2 tests/cuda
 
 # Jobs that meet faults at random moments; prints what became of each.
 test-faults-short: $(VENV)/.dev

@@ -25,8 +25,9 @@ from benchmarks.common import in_turns, median_ms, power_law, print_machine
 from dmf.engine.data import Data, load
 from dmf.engine.endings import Rules
 from dmf.engine.loop import Loop
-from dmf.engine.rounds import State, build_rounds, start_state
+from dmf.engine.rounds import build_rounds, start_state
 from dmf.engine.runner import Cluster, Runner, Threads
+from dmf.engine.state import State
 from dmf.init import RandomStart
 from dmf.objective import Objective, Side
 

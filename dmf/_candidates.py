@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dmf._checkpoint import Keep, Saved
+from dmf.device import Gpu
 from dmf.engine.arrays import factor_of, level_of, offsets_of
 from dmf.engine.data import Data, load
 from dmf.engine.endings import Outcome, Rules
 from dmf.engine.fingerprint import digest_of, fingerprint
 from dmf.engine.kinds import is_dask
 from dmf.engine.loop import Loop
+from dmf.engine.losses import insisting
 from dmf.engine.rounds import start_state
-from dmf.engine.runner import Runner, choose_runner, insisting
+from dmf.engine.runner import Runner, choose_runner
 from dmf.history import History, Record
 from dmf.init import GivenStart, RandomStart, Start
 from dmf.objective import Objective, Side
@@ -86,6 +88,7 @@ class Settings:
     start: GivenStart | None = None
     checkpoint: Keep | None = None
     stream: bool | None = None
+    gpu: Gpu | None = None
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ def fit_candidates(
     X: Array, candidates: Sequence[Candidate], settings: Settings
 ) -> list[Fitted]:
     """Fit all candidates together, each block of X being read once a pass for all."""
-    runner = choose_runner(settings.client)
+    runner = choose_runner(settings.client, settings.gpu)
     widest = max(candidate.rank for candidate in candidates)
     with runner.session(), ExitStack() as stack:
         machine = runner.machine()
@@ -190,6 +193,8 @@ def _described(
         "stream": settings.stream,
         **asdict(settings.rules),
     }
+    if settings.gpu is not None:  # other bits than a processor's
+        of_each["device"] = settings.gpu
     told = {
         name: repr(values[0] if len(values) == 1 else values)
         for name, values in of_all.items()

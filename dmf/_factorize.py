@@ -53,6 +53,8 @@ def factorize(
     checkpoint_every: int | timedelta | None = None,
     resume: bool = False,
     stream: bool | None = None,
+    device: str = "auto",
+    precision: str = "float32",
 ) -> Factorization:
     """Factorize a matrix with missing entries: X ≈ μ + b + c + W H where X is observed.
 
@@ -149,6 +151,15 @@ def factorize(
     stream : bool, optional
         Read each block of a Dask array anew in every pass, two or three times a round,
         rather than keep them all. Default: if a dense X wouldn't fit into the memory.
+        With ``device="gpu"`` also of an array in memory: its blocks stay on the host.
+    device : {"auto", "cpu", "gpu"}, default "auto"
+        Where the passes over X run. "gpu" brings the blocks to the memory of this
+        machine's GPU or, on a cluster, of workers that offer the resource ``GPU``, one
+        block after the other. "auto": where X is. It takes CuPy: ``pip install
+        'dmf[gpu]'``.
+    precision : {"float32", "tf32"}, default "float32"
+        On a GPU, what the products of dense blocks of float32 are rounded to: "tf32"
+        keeps 10 bits of each factor rather than 23, and is faster.
 
     Returns
     -------
@@ -215,6 +226,8 @@ def factorize(
         checkpoint_every=checkpoint_every,
         resume=resume,
         stream=stream,
+        device=device,
+        precision=precision,
         drop_after=DROP_AFTER if check_bool("drop", drop) else None,
     )
     check_compatible(X.shape, [pair], settings.solver)

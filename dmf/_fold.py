@@ -15,7 +15,7 @@ from dmf.containers import (
 )
 from dmf.engine.arrays import concatenated, factor_of, offsets_of
 from dmf.engine.fold import fold_in as fold_in_engine
-from dmf.engine.kinds import is_dask
+from dmf.engine.kinds import gpu_for, is_dask, on_host
 from dmf.engine.runner import choose_runner
 from dmf.history import History
 from dmf.init import GivenStart
@@ -80,7 +80,7 @@ def _folded(
     axis: int,
     client: Client | None,
 ) -> Factorization:
-    runner = choose_runner(client)
+    runner = choose_runner(client, gpu_for(X))
     objective = objective_of(fit)
     roles = [side.roles for side in objective.sides]
     new: list[Any] = [None, None]
@@ -210,7 +210,7 @@ def columns_of(
     fit: Factorization, axis: int, roles: tuple[Role, ...], level: float | None = None
 ) -> Array:
     """Return a factor, shape (length, c), with the columns of the given roles."""
-    factor = fit.W if axis == 0 else fit.H.T
+    factor = on_host(fit.W) if axis == 0 else on_host(fit.H).T
     if not roles:
         return factor
     level = _level(fit, axis) if level is None else level
@@ -219,7 +219,7 @@ def columns_of(
     columns = {"one": ones, "tied": ones * factor.dtype.type(level)}
     columns["offset"] = columns["tied"]
     if offsets is not None:
-        columns["offset"] = columns["tied"] + offsets[:, None]
+        columns["offset"] = columns["tied"] + on_host(offsets)[:, None]
     return concatenated([factor, *(columns[role] for role in roles)], 1)
 
 

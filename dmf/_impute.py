@@ -8,9 +8,10 @@ import numpy as np
 
 from dmf._predict import augmented
 from dmf.containers import check_same_labels, unwrap_pair
-from dmf.engine.arrays import fill_lazily
-from dmf.engine.kinds import check_kinds, in_memory, is_dask
-from dmf.engine.runner import one_blas_thread
+from dmf.engine.arrays import fill_lazily, fill_on_gpu
+from dmf.engine.blas import one_blas_thread
+from dmf.engine.kinds import check_kinds, gpu_for, in_memory, is_dask, is_there
+from dmf.engine.runner import choose_runner
 from dmf.entries import check_weights, fill_block, filled_dtype
 from dmf.result import Factorization
 from dmf.validation import check_mask, check_matrix
@@ -18,7 +19,13 @@ from dmf.validation import check_mask, check_matrix
 Array = Any
 
 
-def impute(X: Array, factorization: Factorization, mask: Array | None = None) -> Array:
+def impute(
+    X: Array,
+    factorization: Factorization,
+    mask: Array | None = None,
+    *,
+    device: str = "auto",
+) -> Array:
     """Fill what is missing in X with μ + b + c + W H; what is observed stays as it is.
 
     Parameters
@@ -29,13 +36,16 @@ def impute(X: Array, factorization: Factorization, mask: Array | None = None) ->
         Of a matrix of the same shape.
     mask : array, shape (m, n), optional
         As in `factorize`: entries are kept where it is True or above 0.
+    device : {"auto", "cpu", "gpu"}, default "auto"
+        As in `factorize`: where the products W H are made. On a cluster all workers
+        that compute the result need one.
 
     Returns
     -------
     array, shape (m, n)
         A lazy Dask array for a Dask array, a DataFrame or DataArray for one, with its
-        labels, else a NumPy array; dense also when X is sparse. Its dtype is that of
-        X, or float64 if X holds integers or bools.
+        labels, a CuPy array for one, else a NumPy array; dense also when X is sparse.
+        Its dtype is that of X, or float64 if X holds integers or bools.
         Observed entries are bit-identical to those of X.
 
     Raises
@@ -72,7 +82,10 @@ def impute(X: Array, factorization: Factorization, mask: Array | None = None) ->
         if not is_dask(mask):
             check_weights(mask)
     check_same_labels(labels, factorization.labels)
-    filled = _filled(X, mask, *augmented(factorization))
+    gpu = gpu_for(X, device)
+    if device == "gpu":
+        choose_runner(None, gpu).machine()  # is there one?
+    filled = _filled(X, mask, *augmented(factorization), gpu is not None)
     return filled if labels is None else labels.wrap_matrix(filled)
 
 
@@ -84,15 +97,17 @@ def imputed(X: Array, mask: Array | None = None) -> Array:
     X, mask, _ = unwrap_pair(X, mask)
     m, n = check_matrix("X", X)
     # What is observed stays 0; all the rest becomes 1.
-    marked: Array = _filled(X * 0, mask, np.ones((m, 1)), np.ones((1, n))) == 1
+    factors = np.ones((m, 1)), np.ones((1, n))
+    marked: Array = _filled(X * 0, mask, *factors, is_there(X)) == 1
     return marked
 
 
-def _filled(X: Array, mask: Array | None, W: Array, H: Array) -> Array:
+def _filled(X: Array, mask: Array | None, W: Array, H: Array, gpu: bool) -> Array:
     if is_dask(X):
-        return fill_lazily(X, mask, W, H)
+        return fill_lazily(X, mask, W, H, gpu)
     W, H = np.asarray(W), np.asarray(H)
     # Products of tiles are small: a second thread of BLAS helps little, and waits for
     # long where something else runs.
+    fill = fill_on_gpu if gpu else fill_block
     with one_blas_thread():
-        return fill_block(X, in_memory(mask), W, H.T, filled_dtype(X.dtype))
+        return fill(X, in_memory(mask), W, H.T, filled_dtype(X.dtype))

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from dmf.device import DEVICES
 from dmf.engine.tls import Tls
 from dmf.solvers import AlternatingLeastSquares, Exact, NormalizedGradient, Solver
 from dmf.triplets import DUPLICATES
@@ -167,6 +168,14 @@ checkpoint_options = _together(
         is_flag=True,
         help="Go on from the last checkpoint, if there is one.",
     ),
+)
+device_option = click.option(
+    "--device",
+    type=click.Choice(DEVICES),
+    default=DEVICES[0],
+    show_default=True,
+    help="Where the passes over the data run. gpu: on the GPU of this machine or, on a "
+    "cluster, on workers that offer the resource GPU; auto: where the data are.",
 )
 variable_option = click.option(
     "--variable",

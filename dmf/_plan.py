@@ -37,7 +37,7 @@ class Plan:
     workers : int
         Processes of a cluster; 0: the threads of this one.
     threads : int
-        Of all of them.
+        Of all of them; on GPUs, one for each.
     grid : (int, int)
         P × Q blocks.
     streamed : bool
@@ -45,7 +45,7 @@ class Plan:
     tasks : int
         Tasks of a round.
     seconds : float
-        Of a round.
+        Of a round; NaN on GPUs, for which nobody has measured them.
     process, data, factors, temporaries : float
         Bytes of the fullest worker: of the process before, of what it keeps of X, of
         the factors, and for a while.
@@ -107,6 +107,8 @@ class Plan:
 
 
 def _told(seconds: float) -> str:
+    if math.isnan(seconds):
+        return "not predicted"
     return f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
 
 
@@ -122,6 +124,7 @@ def plan(
     stream: bool | None = None,
     memory_limit: float | str | None = None,
     calibrate: bool = True,
+    device: str = "auto",
 ) -> Plan:
     """Return how `factorize` would run, and what it would take.
 
@@ -139,6 +142,8 @@ def plan(
         Whether a few rounds of small problems tell how fast this place is, in about two
         seconds. Otherwise, and where a fit can't work, seconds are those of the machine
         that dmf was measured on.
+    device : {"auto", "cpu", "gpu"}, default "auto"
+        As in `factorize`. On GPUs no seconds are predicted.
 
     Returns
     -------
@@ -173,8 +178,9 @@ def plan(
         validation=validation,
         client=client,
         stream=stream,
+        device=device,
     )
-    runner = choose_runner(client)
+    runner = choose_runner(client, settings.gpu)
     machine = limited(runner.machine(), memory_limit)
     work = work_of(
         X,
@@ -194,7 +200,8 @@ def plan(
         used, speed = runner.used(), None  # before the calibration
         refused = refusal(layout, used)
         # The small fits of a calibration would be refused for want of memory, too.
-        if check_bool("calibrate", calibrate) and refused is None:
+        measured = check_bool("calibrate", calibrate) and settings.gpu is None
+        if measured and refused is None:
             speed = calibrated(layout, X, client)
     work, grid = layout.work, layout.grid.shape
     needed = layout.bytes(used)
@@ -210,7 +217,11 @@ def plan(
         grid=grid,
         streamed=work.streamed,
         tasks=tasks_of(grid),
-        seconds=cost_of(wide, grid, machine, speed=speed).seconds,
+        seconds=(
+            cost_of(wide, grid, machine, speed=speed).seconds
+            if settings.gpu is None
+            else math.nan
+        ),
         process=needed.process,
         data=needed.data,
         factors=needed.factors,

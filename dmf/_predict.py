@@ -10,7 +10,7 @@ import numpy as np
 
 from dmf._fold import columns_of
 from dmf.containers import check_same_labels, unwrap_pair
-from dmf.engine.kinds import block_kind
+from dmf.engine.kinds import block_kind, gpu_for
 from dmf.engine.predict import bands_of, errors_of, exclusions, fetch, multiply_lazily
 from dmf.engine.runner import choose_runner
 from dmf.entries import canonical_csr, is_sparse
@@ -155,7 +155,8 @@ def score(
         raise ValueError(msg)
     if mask is not None:
         check_mask(X, mask)
-    totals, errors = errors_of(X, mask, *augmented(fit), choose_runner(client))
+    runner = choose_runner(client, gpu_for(X))
+    totals, errors = errors_of(X, mask, *augmented(fit), runner)
     (squares, sizes), (around_mean, _) = errors.tolist()
     # Less than this is what rounding leaves of equal numbers.
     eps = float(np.finfo(np.result_type(X.dtype, np.float32)).eps)

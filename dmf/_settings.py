@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dmf._candidates import Callback, Settings
 from dmf._checkpoint import check_checkpoint
 from dmf.engine.endings import Rules
-from dmf.engine.kinds import check_kinds
+from dmf.engine.kinds import check_kinds, gpu_for
 from dmf.holdout import Share
 from dmf.labels import numbers_of
 from dmf.offsets import check_offsets
@@ -56,6 +56,8 @@ def check_settings(
     checkpoint_every: int | timedelta | None = None,
     resume: bool = False,
     stream: bool | None = None,
+    device: str = "auto",
+    precision: str = "float32",
 ) -> Settings:
     """Return what all candidates of a fit have in common, or refuse it."""
     if mask is not None:
@@ -83,6 +85,7 @@ def check_settings(
         progress=progress,
         checkpoint=check_checkpoint(checkpoint, checkpoint_every, resume),
         stream=stream if stream is None else check_bool("stream", stream),
+        gpu=gpu_for(X, device, precision),
     )
 
 

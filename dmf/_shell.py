@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from dmf.engine.runner import ClusterError
+from dmf.engine.losses import ClusterError
 from dmf.secrets import without_secrets
 
 # What bad input and the outside world raise, and extras that aren't installed: their

@@ -20,6 +20,7 @@ from dmf._options import (
     Where,
     checkpoint_options,
     cluster_options,
+    device_option,
     mask_option,
     overwrite_option,
     table_options,
@@ -120,6 +121,7 @@ def main() -> None:
 )
 @checkpoint_options
 @cluster_options
+@device_option
 @overwrite_option
 @table_options
 @variable_option
@@ -144,6 +146,7 @@ def factorize(
     checkpoint_every: int | timedelta | None,
     resume: bool,
     where: Where,
+    device: str,
     overwrite: bool,
     quiet: bool,
     duplicates: str,
@@ -185,6 +188,7 @@ def factorize(
             checkpoint=checkpoint,
             checkpoint_every=checkpoint_every,
             resume=resume,
+            device=device,
         )
         model.save(fit, output, overwrite)
     if not quiet:
@@ -219,6 +223,7 @@ def _penalty(
 )
 @mask_option
 @cluster_options
+@device_option
 @overwrite_option
 @table_options
 @variable_option
@@ -229,6 +234,7 @@ def impute(
     output: str,
     mask: str | None,
     where: Where,
+    device: str,
     overwrite: bool,
     quiet: bool,
     duplicates: str,
@@ -259,6 +265,7 @@ def impute(
             X,
             dmf.load(url),
             mask=open_mask(mask, columns["index"]),
+            device=device,
         )
         write_matrix(filled, output, overwrite)
     if not quiet:
@@ -288,6 +295,7 @@ def impute(
     help="As in factorize.",
 )
 @cluster_options
+@device_option
 @table_options
 @variable_option
 def plan(
@@ -299,6 +307,7 @@ def plan(
     validation: float | None,
     unobserved_weight: float,
     where: Where,
+    device: str,
     duplicates: str,
     variable: str | None,
     **columns: str | None,
@@ -323,6 +332,7 @@ def plan(
             validation=validation,
             unobserved_weight=unobserved_weight,
             memory_limit=memory_limit,
+            device=device,
         )
         click.echo(f"{replace(found, refusal=None)}")
         if found.refusal is not None:

@@ -86,7 +86,7 @@ class Ensemble:
         **options
             As in `factorize`: mask, offsets, penalty, offset_penalty,
             unobserved_weight, validation, patience, solver, max_rounds, tol,
-            check_every, seed, client, callbacks, progress.
+            check_every, seed, client, callbacks, progress, device, precision.
 
         Raises
         ------

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
+from dmf.device import to_host
 from dmf.kernels import dense
 from dmf.kernels.dense import DenseBlock
 
@@ -21,8 +22,8 @@ LARGEST_WEIGHT = 1e12
 
 
 def is_sparse(X: Any) -> bool:
-    """Return whether X is a scipy.sparse matrix or array."""
-    return type(X).__module__.startswith("scipy.sparse")
+    """Return whether X is a sparse matrix or array, of scipy or on a GPU."""
+    return type(X).__module__.startswith(("scipy.sparse", "cupyx.scipy.sparse"))
 
 
 def observed_entries(X: Array, mask: Array | None) -> Array:
@@ -38,7 +39,7 @@ def observed_entries(X: Array, mask: Array | None) -> Array:
 def is_pattern(mask: Array) -> bool:
     """Return whether a mask says only what is observed, and gives no weights."""
     xp = array_namespace(mask)
-    return mask.dtype == xp.bool or bool(xp.all((mask == 0) | (mask == 1)))
+    return mask.dtype == xp.bool or bool(to_host(xp.all((mask == 0) | (mask == 1))))
 
 
 def count_observed(X: Array, mask: Array | None) -> int:
@@ -87,13 +88,13 @@ def check_weights(mask: Array) -> None:
     xp = array_namespace(mask)
     if mask.dtype == xp.bool or mask.size == 0:
         return
-    if xp.isdtype(mask.dtype, "real floating") and bool(xp.any(xp.isnan(mask))):
+    if xp.isdtype(mask.dtype, "real floating") and to_host(xp.any(xp.isnan(mask))):
         msg = (
             "mask has NaN; use 0 (or False) for what is unobserved and a positive "
             "weight (or True) for what is observed"
         )
         raise ValueError(msg)
-    smallest, largest = float(xp.min(mask)), float(xp.max(mask))
+    smallest, largest = map(float, to_host((xp.min(mask), xp.max(mask))))
     if smallest < 0 or largest > LARGEST_WEIGHT:
         bad = smallest if smallest < 0 else largest
         msg = (
@@ -126,6 +127,16 @@ def filled_dtype(dtype: Any) -> np.dtype[Any]:
     return np.dtype(dtype if np.dtype(dtype).kind == "f" else "float64")
 
 
+def place_observed(X: Any, mask: Any | None, product: Array, dtype: Any) -> Array:
+    """Return a dense part of a sparse X: the product, but for what is observed."""
+    X, weights = same_pattern(X, mask)
+    observed = observed_entries(X.data, weights)
+    owners = row_numbers(X.indptr)
+    result: Array = product.astype(dtype, copy=False)
+    result[owners[observed], X.indices[observed]] = X.data[observed]
+    return result
+
+
 def fill_block(X: Array, mask: Array | None, W: Array, H: Array, dtype: Any) -> Array:
     """Return a dense part of X with W H wherever nothing is observed.
 
@@ -139,12 +150,7 @@ def fill_block(X: Array, mask: Array | None, W: Array, H: Array, dtype: Any) -> 
     dtype : dtype of the result
     """
     if is_sparse(X):
-        X, weights = same_pattern(X, mask)
-        observed = observed_entries(X.data, weights)
-        owners = row_numbers(X.indptr)
-        result = (W @ H.T).astype(dtype, copy=False)
-        result[owners[observed], X.indices[observed]] = X.data[observed]
-        return result
+        return place_observed(X, mask, W @ H.T, dtype)
     xp = array_namespace(X)
     X = xp.astype(X, dtype, copy=False)
     if mask is not None:

@@ -38,7 +38,7 @@ class MatrixFactorization(
     rank : int, default 10
         The number of components, at most the smaller side of X.
     offsets, penalty, offset_penalty, unobserved_weight, solver, restarts, max_rounds, \
-tol, seed, client, progress
+tol, seed, client, progress, device, precision
         As in `factorize`. With offsets of rows, `transform` returns them as one column
         more, after the factors.
 
@@ -84,6 +84,8 @@ tol, seed, client, progress
         seed: int = 0,
         client: Client | None = None,
         progress: bool | None = False,
+        device: str = "auto",
+        precision: str = "float32",
     ) -> None:
         self.rank = rank
         self.offsets = offsets
@@ -97,6 +99,8 @@ tol, seed, client, progress
         self.seed = seed
         self.client = client
         self.progress = progress
+        self.device = device
+        self.precision = precision
 
     def fit(self, X: Array, y: None = None, *, mask: Array | None = None) -> Self:
         """Factorize X.
@@ -131,6 +135,8 @@ tol, seed, client, progress
             seed=self.seed,
             client=self.client,
             progress=self.progress,
+            device=self.device,
+            precision=self.precision,
         )
         self.components_ = self.factorization_.H
         self.n_iter_ = len(self.factorization_.history)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from array_api_compat import array_namespace, is_numpy_namespace
 
+from dmf.device import to_host
 from dmf.entries import (
     canonical_csr,
     check_weights,
@@ -121,7 +122,7 @@ def _observe_dense(
     if is_numpy_namespace(xp):
         values = np.ascontiguousarray(values)  # else each pass would copy its tiles
     zero = xp.zeros((1, 1), dtype=dtype)
-    if not bool(xp.all(observed)):
+    if not to_host(xp.all(observed)):
         values = xp.where(observed, values, zero)
     used, held_out = observed, None
     if validation is not None:
@@ -140,11 +141,11 @@ def _observe_dense(
         flat = xp.astype(rest, dtype) * unobserved
         ones = xp.ones_like(flat)
         weights = xp.where(used, ones if weights is None else weights, flat)
-        final = None if bool(xp.all(weights == 1)) else weights
+        final = None if to_host(xp.all(weights == 1)) else weights
     elif weights is not None:
         final = xp.where(used, weights, xp.zeros_like(weights))
     else:
-        final = None if bool(xp.all(used)) else used
+        final = None if to_host(xp.all(used)) else used
     block = DenseBlock(block_values, final)
     if again:
         return Observed(block, held_out, NO_COUNTS, Totals())
@@ -153,7 +154,7 @@ def _observe_dense(
         for axis in (0, 1):
             zeros = xp.sum(rest, axis=1 - axis, dtype=xp.float64)
             counts[axis] = counts[axis] + unobserved * zeros
-    entries = int(xp.count_nonzero(used))
+    entries = int(to_host(xp.count_nonzero(used)))
     totals = _totals_dense(block, entries, held_out)
     return Observed(block, held_out, (counts[0], counts[1]), totals)
 
@@ -185,7 +186,7 @@ def _totals_dense(
     masked = int(block.weights is not None)
     held = 0.0
     if held_out is not None:
-        held = float(xp.sum(xp.astype(held_out.weights, xp.float64)))
+        held = float(to_host(xp.sum(xp.astype(held_out.weights, xp.float64))))
     total = Totals(entries=entries, masked=masked, held_out=held)
     for rows in dense.tiles(block):
         weights = None if block.weights is None else block.weights[rows, :]
@@ -321,8 +322,8 @@ def _check_finite(
     X: Array, observed: Array, xp: Any, origin: tuple[int, int], name: str = "X"
 ) -> None:
     infinite = xp.isinf(X) & observed
-    if bool(xp.any(infinite)):
-        rows, columns = xp.nonzero(infinite)
+    if to_host(xp.any(infinite)):
+        rows, columns = to_host(xp.nonzero(infinite))
         _refuse_infinite(name, int(rows[0]) + origin[0], int(columns[0]) + origin[1])
 
 
@@ -345,8 +346,8 @@ def _refuse_infinite(name: str, row: int, column: int) -> None:
 
 def _check_apart(both: Array, origin: tuple[int, int]) -> None:
     xp = array_namespace(both)
-    if bool(xp.any(both)):
-        rows, columns = xp.nonzero(both)
+    if to_host(xp.any(both)):
+        rows, columns = to_host(xp.nonzero(both))
         _refuse_both(int(rows[0]) + origin[0], int(columns[0]) + origin[1])
 
 

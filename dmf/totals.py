@@ -8,6 +8,8 @@ from typing import Any
 
 from array_api_compat import array_namespace
 
+from dmf.device import to_host
+
 Array = Any
 
 
@@ -69,11 +71,11 @@ class Totals:
             spread = float(xp.sum((values - mean) ** 2))
             return cls(weight=float(values.size), mean=mean, spread=spread)
         weights = xp.astype(weights, xp.float64)
-        weight = float(xp.sum(weights))
+        weight = float(to_host(xp.sum(weights)))
         if weight <= 0:
             return cls()
-        mean = float(xp.sum(weights * values)) / weight
-        spread = float(xp.sum(weights * (values - mean) ** 2))
+        mean = float(to_host(xp.sum(weights * values))) / weight
+        spread = float(to_host(xp.sum(weights * (values - mean) ** 2)))
         return cls(weight=weight, mean=mean, spread=spread)
 
     @property

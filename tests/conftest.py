@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
+# On the simulated device, which has a session of its own: `make test-cuda`.
+collect_ignore = [] if os.environ.get("NUMBA_ENABLE_CUDASIM") == "1" else ["cuda"]
+
 # What a change is judged by must not depend on luck: new examples are for other runs.
 settings.register_profile(
     "default", max_examples=40, deadline=None, derandomize=bool(os.environ.get("CI"))

@@ -19,11 +19,13 @@ from click.testing import CliRunner, Result
 
 import dmf
 from dmf import cli
-from dmf.engine.runner import WorkersLost
+from dmf.engine.losses import WorkersLost
 from dmf.io.matrices import open_matrix
+from tests.devices import kinds_told_apart
 from tests.problems import low_rank
 
 PROBLEM = low_rank(30, 20)
+GPU = ("--device", "gpu")
 
 
 def dmf_command(*arguments: Any, code: int = 0) -> Result:
@@ -510,3 +512,40 @@ def test_demo_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     missing = ImportError("pictures need matplotlib; install it")
     monkeypatch.setattr(dmf.demo, "run_demo", _raises(missing))
     assert error_of("demo") == "pictures need matplotlib; install it"
+
+
+# ------------------------------------------------------------------------------ devices
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "factorize X.npy --rank 2 -o m.zarr --device gpu",
+        "impute X.npy --model ok.zarr -o f.npy --device gpu",
+        "plan X.npy --rank 2 --device gpu",
+    ],
+)
+def test_a_device_that_is_not_there(
+    folder: Path, arguments: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    dmf.factorize(PROBLEM.nan, 1, max_rounds=1).save("ok.zarr")
+    before = sorted(os.listdir())
+    said = "device='gpu' needs CuPy and numba-cuda: pip install 'dmf[gpu]'"
+    assert error_of(*arguments.split()) == said
+    assert sorted(os.listdir()) == before
+
+
+def test_commands_on_a_device(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds_told_apart(monkeypatch)
+    dmf_command("factorize", "X.npy", "--rank", 3, "-o", "here.zarr", "--max-rounds", 5)
+    dmf_command(
+        "factorize", "X.npy", "--rank", 3, "-o", "m.zarr", "--max-rounds", 5, *GPU
+    )
+    there, here = dmf.load("m.zarr"), dmf.load("here.zarr")
+    np.testing.assert_allclose(there.W, here.W, rtol=1e-9)
+    dmf_command("impute", "X.npy", "--model", "m.zarr", "-o", "filled.npy", *GPU)
+    expected = dmf.impute(PROBLEM.nan, here)
+    np.testing.assert_allclose(np.load("filled.npy"), expected, rtol=1e-9)
+    told = dmf_command("plan", "X.npy", "--rank", 3, *GPU).stdout
+    assert "a round        not predicted, " in told

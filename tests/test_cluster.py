@@ -18,7 +18,8 @@ from benchmarks.common import power_law
 from dmf import _candidates
 from dmf.engine.cluster import started
 from dmf.engine.loop import Loop
-from dmf.engine.runner import MAX_LOSSES, Cluster, ClusterError, WorkersLost
+from dmf.engine.losses import MAX_LOSSES, ClusterError, WorkersLost
+from dmf.engine.runner import Cluster
 from tests.problems import low_rank
 
 pytestmark = pytest.mark.cluster

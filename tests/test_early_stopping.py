@@ -20,7 +20,7 @@ import dmf
 from benchmarks.common import power_law
 from dmf._factorize import DROP_AFTER
 from dmf.engine.loop import Loop
-from dmf.engine.runner import WorkersLost
+from dmf.engine.losses import WorkersLost
 from tests.problems import (
     FORMS,
     fitted,

@@ -17,8 +17,9 @@ from benchmarks.common import power_law
 from dmf.engine import grid
 from dmf.engine.data import load
 from dmf.engine.lower import Lowering, Place
-from dmf.engine.rounds import State, build_rounds, start_state
+from dmf.engine.rounds import build_rounds, start_state
 from dmf.engine.runner import Tasks, Threads
+from dmf.engine.state import State
 from dmf.engine.trace import Trace, add_up
 from dmf.holdout import Share
 from dmf.init import RandomStart

@@ -78,6 +78,8 @@ def test_parameters() -> None:
         "seed": 5,
         "client": None,
         "progress": None,
+        "device": "cpu",
+        "precision": "float32",
     }
     model = MatrixFactorization(**given)
     assert model.get_params() == given

@@ -523,7 +523,7 @@ def test_a_cluster_that_is_not_there(
 
 
 def test_a_cluster_that_is_lost(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dmf.engine.runner import WorkersLost
+    from dmf.engine.losses import WorkersLost
 
     def lost(*arguments: Any, **options: Any) -> None:
         msg = "workers of the cluster were lost"

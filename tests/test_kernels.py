@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dmf.entries import fill_block
-from dmf.kernels import dense, kernels_for, sparse
+from dmf.kernels import cuda, dense, kernels_for, sparse
 from tests.blocks import (
     CANDIDATES,
     KINDS,
@@ -290,8 +290,11 @@ def test_dense_and_sparse_agree(
         )
 
 
-def test_dense_and_sparse_define_the_same_functions() -> None:
+def test_all_kinds_define_the_same_functions() -> None:
     """A solver names a kernel without asking what kind of blocks there are."""
     for name in ("gradient", "curvature", "product", "gram", "errors"):
-        one, other = (inspect.signature(getattr(m, name)) for m in (dense, sparse))
-        assert list(one.parameters) == list(other.parameters)
+        one, *others = (
+            list(inspect.signature(getattr(module, name)).parameters)
+            for module in (dense, sparse, cuda)
+        )
+        assert others == [one, one]

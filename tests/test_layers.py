@@ -145,6 +145,14 @@ def test_kernels_know_nothing_above_them() -> None:
     assert offenders(files_of("dmf.kernels"), *above) == []
 
 
+def test_one_module_knows_cupy() -> None:
+    """And nothing of dmf: whatever moves arrays may ask it."""
+    (own,) = files_of("dmf.device")
+    others = [path for path in FILES if path != own]
+    assert offenders(others, "cupy", "cupyx") == []
+    assert offenders([own], "dmf") == []
+
+
 def test_solvers_know_kernels_only_by_what_they_are_given() -> None:
     above = ("dmf.kernels", "dmf.engine", "dmf.io", "dmf.observed", "dmf.result", *TOP)
     found = offenders(files_of("dmf.solvers"), *above)

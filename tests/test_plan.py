@@ -283,7 +283,7 @@ def test_the_plan_outlives_the_workers_that_it_was_made_for(
         return [(4, 2) if machine.threads > 4 else (2, 1)]
 
     monkeypatch.setattr(grid, "ranked_grids", ranking)
-    monkeypatch.setattr("dmf._candidates.choose_runner", lambda client: Shrinking())
+    monkeypatch.setattr("dmf._candidates.choose_runner", lambda *given: Shrinking())
     X = power_law(400, 300, 20_000, 4)
     fits = []
     for losing in (False, True):

@@ -7,13 +7,21 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from array_api_compat import array_namespace
 
+from dmf.device import is_on_device, to_device, to_host
 from dmf.engine.chunks import in_chunks, lazy_chunk
 from dmf.engine.data import Data
-from dmf.engine.kinds import in_memory, is_dask
-from dmf.engine.rounds import State
+from dmf.engine.kinds import in_memory, is_dask, is_there
 from dmf.engine.runner import Leaf, Runner, choose_runner
-from dmf.entries import count_observed, fill_block, filled_dtype, is_sparse
+from dmf.engine.state import State
+from dmf.entries import (
+    count_observed,
+    fill_block,
+    filled_dtype,
+    is_sparse,
+    place_observed,
+)
 from dmf.holdout import Share, blank, part_of
 from dmf.objective import Side
 from dmf.solvers.base import Moved
@@ -25,6 +33,8 @@ def factor_of(
     data: Data, state: State, axis: int, rank: int, lazy: bool, runner: Runner
 ) -> Array:
     """Return a factor, shape (length, rank), of a state with one candidate.
+
+    It is on a GPU if X was.
 
     Parameters
     ----------
@@ -39,14 +49,12 @@ def factor_of(
     runner : Runner
     """
     strips = [state.leaves[key] for key in state.strips[axis]]
-    take = partial(_columns, rank=rank)
+    take = partial(_columns, rank=rank, there=data.there)
     if not lazy:
-        return np.concatenate(
-            [take(strip) for strip in _fetched(strips, state, runner)]
-        )
+        return _whole([take(strip) for strip in _fetched(strips, state, runner)])
     leaves = runner.put(strips) if state.home else strips
     lengths = [len(data.grid.strip(axis, i)) for i in range(len(strips))]
-    meta = np.empty((0, 0), dtype=data.dtype)
+    meta = _empty(data, 2)
     return _stacked(take, [[leaf] for leaf in leaves], lengths, (rank,), meta)
 
 
@@ -61,14 +69,16 @@ def offsets_of(
     counts = [data.leaves[data.counts(axis).key(i, 0)] for i in range(len(strips))]
     assert side.offset is not None
     level = level_of(state, axis, side, runner)
-    take = partial(_offsets, column=side.offset, unit=side.unit, level=level)
+    take = partial(
+        _offsets, column=side.offset, unit=side.unit, level=level, there=data.there
+    )
     if not lazy:
         fetched = _fetched(strips, state, runner), runner.fetch(counts)
-        return np.concatenate([take(*pair) for pair in zip(*fetched, strict=True)])
+        return _whole([take(*pair) for pair in zip(*fetched, strict=True)])
     leaves = runner.put(strips) if state.home else strips
     pairs = [[strip, count] for strip, count in zip(leaves, counts, strict=True)]
     lengths = [len(data.grid.strip(axis, i)) for i in range(len(strips))]
-    return _stacked(take, pairs, lengths, (), np.empty((0,), dtype=data.dtype))
+    return _stacked(take, pairs, lengths, (), _empty(data, 1))
 
 
 def level_of(state: State, axis: int, side: Side, runner: Runner) -> float:
@@ -91,7 +101,13 @@ def concatenated(parts: list[Array], axis: int) -> Array:
     return da.concatenate(lazy, axis=axis)
 
 
-def fill_lazily(X: Array, mask: Array | None, W: Array, H: Array) -> Array:
+# What of X is in the memory of a GPU at once while it is filled, in bytes.
+FILLED_BYTES = 2**28
+
+
+def fill_lazily(
+    X: Array, mask: Array | None, W: Array, H: Array, gpu: bool = False
+) -> Array:
     """Return a Dask array that is X where it is observed and W H elsewhere.
 
     Parameters
@@ -108,15 +124,16 @@ def fill_lazily(X: Array, mask: Array | None, W: Array, H: Array) -> Array:
     W = in_chunks(W, (X.chunks[0], (width,)), runner)
     Ht = in_chunks(H.T, (X.chunks[1], (width,)), runner)
     dtype = filled_dtype(X.dtype)
+    meta = np.empty((0, 0), dtype=dtype)
     arguments: list[Any] = [X, "ij", None, None, W, "ik", Ht, "jk"]
     if mask is not None:
         arguments[2:4] = [in_chunks(mask, X.chunks, runner), "ij"]
     return da.blockwise(
-        partial(_fill, dtype=dtype),
+        partial(_fill, dtype=dtype, gpu=gpu),
         "ij",
         *arguments,
         dtype=dtype,
-        meta=np.empty((0, 0), dtype=dtype),
+        meta=to_device(meta) if is_there(X) else meta,
         concatenate=False,
         name=None,
         token="impute",
@@ -182,10 +199,44 @@ def _count(X: Array, mask: Array | None) -> Array:
 
 
 def _fill(
-    X: Array, mask: Array | None, W: list[Array], H: list[Array], *, dtype: Any
+    X: Array,
+    mask: Array | None,
+    W: list[Array],
+    H: list[Array],
+    *,
+    dtype: Any,
+    gpu: bool,
 ) -> Array:
     # The rank is one chunk: the lists that blockwise hands over have one item.
-    return fill_block(X, mask, W[0], H[0], dtype)
+    fill = fill_on_gpu if gpu else fill_block
+    return fill(X, mask, W[0], H[0], dtype)
+
+
+def fill_on_gpu(X: Array, mask: Array | None, W: Array, H: Array, dtype: Any) -> Array:
+    """Return what `fill_block` does, filled on a GPU; it is there if X is.
+
+    From the host, a part after the other is brought to its memory and back.
+    """
+    if is_on_device(X) and not is_sparse(X):
+        X, mask, W, H = to_device((X, mask, W, H))
+        return fill_block(X, mask, W, H, dtype)
+    there = is_on_device(X)
+    X, mask = to_host((X, mask))
+    if is_sparse(X):  # what it stores is put in its places on the host
+        X, mask = X.tocsr(), None if mask is None else mask.tocsr()
+    W, H = to_device((W, H))
+    result = np.empty(X.shape, dtype=dtype)
+    step = max(1, FILLED_BYTES // max(1, X.shape[1] * result.itemsize))
+    for start in range(0, X.shape[0], step):
+        rows = slice(start, min(start + step, X.shape[0]))
+        own = None if mask is None else mask[rows]
+        if is_sparse(X):
+            product = to_host(W[rows, :] @ H.T)
+            result[rows] = place_observed(X[rows], own, product, dtype)
+            continue
+        part, own = to_device((X[rows].astype(dtype, copy=False), own))
+        result[rows] = to_host(fill_block(part, own, W[rows, :], H, part.dtype))
+    return to_device(result) if there else result
 
 
 def _stacked(
@@ -204,14 +255,34 @@ def _stacked(
     )
 
 
-def _columns(strip: Moved, *, rank: int) -> Array:
-    return strip.factor[:, 0, :rank]
+def _whole(parts: list[Array]) -> Array:
+    """Return the rows of all parts, where those are."""
+    whole = array_namespace(parts[0]).concat(parts)
+    return to_device(whole) if is_on_device(parts[0]) else whole
+
+
+def _empty(data: Data, dimensions: int) -> Array:
+    """Return an empty array of the kind of results."""
+    empty = np.empty((0,) * dimensions, dtype=data.dtype)
+    return to_device(empty) if data.there else empty
+
+
+def _columns(strip: Moved, *, rank: int, there: bool) -> Array:
+    factor = (to_device if there else to_host)(strip.factor)
+    return factor[:, 0, :rank]
 
 
 def _offsets(
-    strip: Moved, counts: Array, *, column: int, unit: float, level: float
+    strip: Moved,
+    counts: Array,
+    *,
+    column: int,
+    unit: float,
+    level: float,
+    there: bool,
 ) -> Array:
-    offsets = strip.factor[:, 0, column].astype(np.float64) * unit - level
-    offsets = offsets.astype(strip.factor.dtype)
+    factor, counts = to_host((strip.factor, counts))
+    offsets = factor[:, 0, column].astype(np.float64) * unit - level
+    offsets = offsets.astype(factor.dtype)
     offsets[counts == 0] = 0
-    return offsets
+    return to_device(offsets) if there else offsets

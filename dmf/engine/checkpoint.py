@@ -5,15 +5,16 @@ from __future__ import annotations
 import time
 import uuid
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
+from dmf.device import to_host
 from dmf.engine.endings import Best, Outcome
 from dmf.engine.lower import Graph, Key
-from dmf.engine.rounds import State
 from dmf.engine.runner import Leaf, Runner, computed
+from dmf.engine.state import State
 from dmf.history import Record
 from dmf.solvers.base import Moved
 from dmf.status import Certificate, Status
@@ -213,7 +214,9 @@ class Checkpoints:
     def _rebuild(self, version: Version) -> Reached:
         """Return where the fit was, with factors that tasks read from the store."""
         described = version.reached
-        read = partial(_read, store=self.store, version=version.number)
+        read = partial(
+            _read, store=self.store, version=version.number, place=self.runner.place
+        )
         token = f"restored-{uuid.uuid4().hex[:8]}"
         graph: Graph = {
             (token, number): (partial(read, receipt=receipt),)
@@ -339,11 +342,14 @@ def _state(told: dict[str, Any], *, token: str, leaves: dict[Key, Leaf]) -> Stat
 
 
 def _write(value: Any, *, store: Store, version: int, name: str) -> Any:
-    return store.write(version, name, _arrays(value))
+    return store.write(version, name, _arrays(to_host(value)))
 
 
-def _read(*, store: Store, version: int, receipt: Any) -> Any:
-    return _value(store.read(version, receipt))
+def _read(
+    *, store: Store, version: int, receipt: Any, place: Callable[[Any], Any] | None
+) -> Any:
+    value = _value(store.read(version, receipt))
+    return value if place is None else place(value)
 
 
 def _look(*, store: Store, version: int, receipt: Any) -> str:

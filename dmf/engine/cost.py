@@ -92,11 +92,14 @@ class Machine:
         Processes of a cluster; 0: the threads of this one.
     memory : float
         Bytes of the smallest worker.
+    gpu : bool
+        Whether workers are GPUs: each has one thread, and memory of its own.
     """
 
     threads: int
     workers: int = 0
     memory: float = math.inf
+    gpu: bool = False
 
     def speed(self, kind: str) -> Speed:
         """Return what work costs here, for "sparse" or "dense" blocks."""
@@ -128,6 +131,8 @@ class Work:
         Whether blocks are read anew in each pass.
     candidates : int
         How many pairs of factors are fitted together.
+    copies : int
+        How often an entry is in a block: twice where it is kept by rows and by columns.
     """
 
     shape: tuple[int, int]
@@ -140,12 +145,14 @@ class Work:
     chunk: int = 0
     streamed: bool = False
     candidates: int = 1
+    copies: int = 1
 
     @property
     def entry_bytes(self) -> int:
         """What an entry takes in a block: value, weight, and column or masks."""
         numbers = self.itemsize * (2 if self.weighted else 1)
-        return numbers + (4 if self.kind == "sparse" else 1 + self.held_out)
+        beside = 4 if self.kind == "sparse" else 1 + self.held_out
+        return self.copies * (numbers + beside)
 
 
 class Cost(NamedTuple):

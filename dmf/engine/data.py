@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from dmf.device import is_on_device, to_device, to_host
 from dmf.engine.chunks import in_chunks
 from dmf.engine.cost import Machine
 from dmf.engine.grid import Grid
-from dmf.engine.kinds import block_kind, check_kinds, in_memory, is_dask
+from dmf.engine.kinds import block_kind, check_kinds, in_memory, is_dask, is_there
 from dmf.engine.layout import Layout, check_fits, in_units, layout_for, work_of
 from dmf.engine.lower import Key, Lowering, Place
 from dmf.engine.runner import Leaf, Runner, on_threads
@@ -56,6 +57,10 @@ class Data:
         The weight α of what isn't observed.
     remote : bool
         Whether the blocks are on the workers of a cluster.
+    gpu : bool
+        Whether they are in the memory of GPUs.
+    there : bool
+        Whether X was there before: then the factors shall be, too.
     leaves : dict
         The blocks and the counts of each strip, by their keys.
     """
@@ -69,6 +74,8 @@ class Data:
     recomputable: bool
     unobserved: float
     remote: bool
+    gpu: bool
+    there: bool
     leaves: dict[Key, Leaf] = field(repr=False)
 
     def block(self, axis: int) -> Place:
@@ -78,7 +85,7 @@ class Data:
     @property
     def kernels(self) -> ModuleType:
         """The kernels for the kind of blocks."""
-        return kernels_for(self.kind)
+        return kernels_for(self.kind, self.gpu)
 
     def held_out(self) -> Place:
         """Return where the held-out entries of a block are; strips are those of W."""
@@ -188,6 +195,10 @@ def load(
         origin = (rows.start, columns.start)
         return partial(_observe, kind, tuple(beside), origin=origin, **options)
 
+    def look_in_task(rows: range, columns: range) -> Callable[..., Observed]:
+        here = look(rows, columns)
+        return here if runner.gpu is None else partial(_placed, here)
+
     work = work_of(
         X,
         rank,
@@ -203,18 +214,21 @@ def load(
         check_fits(layout, runner.used())
         if layout.work.streamed and stream is None:
             _tell_of_passes(layout)
-        leaves = _load_dask(X, beside, layout, look, token, runner)
+        leaves = _load_dask(X, beside, layout, look_in_task, token, runner)
     else:
         matrices = [X, *(in_memory(Y) for Y in beside.values())]
         if kind == "sparse":
-            matrices = [canonical_csr(Y) for Y in matrices]
+            matrices = [canonical_csr(to_host(Y)) for Y in matrices]
         layout = laid_out(matrices[0])
         check_fits(layout, runner.used())
+        if layout.work.streamed and stream is None:
+            _tell_of_passes(layout)
         blocks = _cut_arrays(matrices, layout, look, token)
         seen = sum((block.totals for block in blocks.values()), Totals())
         if not may_be_empty and seen.weight <= 0:
             _refuse_empty(X.shape, seen)
-        values = runner.put(list(blocks.values()), in_order=True)
+        ready = Streamed.held if layout.work.streamed else runner.place
+        values = runner.put(list(blocks.values()), in_order=True, ready=ready)
         leaves = dict(zip(blocks, values, strict=True))
     grid = layout.grid
     summary, total = _count(grid, leaves, token, runner)
@@ -236,6 +250,8 @@ def load(
         recomputable=is_dask(X) and all(is_dask(Y) for Y in beside.values()),
         unobserved=unobserved,
         remote=runner.remote,
+        gpu=runner.gpu is not None,
+        there=is_there(X),
         leaves=leaves | summary,
     )
 
@@ -351,8 +367,16 @@ def _observe(
             f"says {kind}; give map_blocks the right meta="
         )
         raise ValueError(msg)
-    given = {"mask": None, **dict(zip(names, beside, strict=True))}
-    return observe(X, **given, **options)
+    # What is sparse is looked at on the host: there is no namespace for it.
+    same = to_device if is_on_device(X) and kind == "dense" else to_host
+    given = {"mask": None, **dict(zip(names, same(list(beside)), strict=True))}
+    return observe(same(X), **given, **options)
+
+
+def _placed(look: Callable[..., Observed], *parts: Any, **options: Any) -> Observed:
+    """Make a block, and bring it to the memory of the GPU."""
+    placed: Observed = to_device(look(*parts, **options))
+    return placed
 
 
 def _count(

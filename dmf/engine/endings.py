@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dmf.engine.rounds import State
+from dmf.engine.state import State
 from dmf.history import Record
 from dmf.status import Certificate, Status
 

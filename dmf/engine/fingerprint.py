@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dmf.device import to_host
 from dmf.engine.data import Data
 from dmf.engine.kinds import is_dask
 from dmf.engine.runner import Runner, computed
@@ -29,7 +30,8 @@ def fingerprint(data: Data, runner: Runner) -> str:
 
 def _digest_of_block(block: Any) -> str:
     block = opened(block)
-    return digest(tuple(getattr(block, field.name) for field in fields(Observed)))
+    parts = tuple(getattr(block, field.name) for field in fields(Observed))
+    return digest(to_host(parts))
 
 
 def digest(value: Any) -> str:

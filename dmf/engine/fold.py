@@ -6,8 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from dmf.engine.data import Data, load
-from dmf.engine.rounds import State, build_half, start_state
+from dmf.engine.rounds import build_half, start_state
 from dmf.engine.runner import Runner
+from dmf.engine.state import State
 from dmf.init import GivenStart
 from dmf.objective import Objective
 from dmf.solvers import AlternatingLeastSquares

@@ -102,6 +102,8 @@ def flaw_of(work: Work, grid: Grid, machine: Machine) -> Flaw | None:
 
 def _class_of(machine: Machine) -> Machine:
     """Return the machine that stands for all machines of about this size."""
+    if machine.gpu:  # a block fills it
+        return machine
     threads = CLASS
     while threads < machine.threads:
         threads *= CLASS

@@ -101,23 +101,29 @@ def layout_for(
     beside : sequence of arrays
         That are read with X.
     stream : bool, optional
-        Whether blocks are read anew in each pass. Default: if they wouldn't fit.
+        Whether blocks are read anew in each pass. Default: if they wouldn't fit. On a
+        GPU, what is in memory then stays on the host.
 
     Raises
     ------
     ValueError
         `stream` is True, but X can't be read again.
     """
+    if machine.gpu and work.kind == "sparse":
+        work = replace(work, copies=2)
     if not is_dask(X):
-        if stream:
+        if stream and not machine.gpu:
             msg = (
                 f"stream=True needs a Dask array, whose blocks can be read again; X is "
                 f"a {type(X).__name__} in memory, leave stream=True out"
             )
             raise ValueError(msg)
-        if work.kind == "sparse":
-            return Layout(work, machine, balanced_grid(X, work, machine))
-        return Layout(work, machine, _even(work.shape, ranked_grids(work, machine)[0]))
+        kept = _cut(X, work, machine)
+        fits = kept.bytes().total <= KEEP_SHARE * machine.memory
+        if stream or (stream is None and machine.gpu and not fits):
+            # It stays on the host.
+            return _cut(X, replace(work, streamed=True), machine)
+        return kept
     if not stream:
         kept = Layout(work, machine, grid_of_chunks(X, work, machine))
         fits = kept.bytes().total <= KEEP_SHARE * machine.memory
@@ -183,7 +189,8 @@ def refusal(layout: Layout, used: float) -> str | None:
     elif not layout.work.streamed:
         ways.append("X as a Dask array, a .npy file or a Zarr array, read in parts")
     ways.append(f"{in_units(needed.total / MOST)} of memory")
-    where = "each worker has" if machine.workers else "this machine has"
+    one = "GPU" if machine.gpu else "worker" if machine.workers else "machine"
+    where = f"{'each' if machine.workers else 'this'} {one} has"
     return (
         f"the fit would take {in_units(needed.total)} of memory "
         f"({in_units(needed.data)} for data, {in_units(needed.factors)} for factors, "
@@ -213,6 +220,13 @@ def in_units(number: float) -> str:
         ((u, s) for u, s in (("GB", 1e9), ("MB", 1e6)) if number >= s / 10), ("kB", 1e3)
     )
     return f"{number / size:.3g} {unit}"
+
+
+def _cut(X: Any, work: Work, machine: Machine) -> Layout:
+    """Return the layout of an array in memory."""
+    if work.kind == "sparse":
+        return Layout(work, machine, balanced_grid(X, work, machine))
+    return Layout(work, machine, _even(work.shape, ranked_grids(work, machine)[0]))
 
 
 def _even(shape: tuple[int, int], grid: tuple[int, int]) -> Grid:

@@ -21,15 +21,11 @@ from dmf.engine.endings import (
     worse_half,
 )
 from dmf.engine.interrupts import Interrupts
+from dmf.engine.losses import MAX_LOSSES, ClusterError, WorkersLost, given_up
 from dmf.engine.records import certificate_of, first_objectives, records_of
-from dmf.engine.rounds import (
-    Batch,
-    State,
-    build_errors,
-    build_rounds,
-    build_stationarity,
-)
-from dmf.engine.runner import MAX_LOSSES, ClusterError, Runner, WorkersLost, given_up
+from dmf.engine.rounds import build_errors, build_rounds, build_stationarity
+from dmf.engine.runner import Runner
+from dmf.engine.state import Batch, State
 from dmf.history import Record
 from dmf.objective import Objective
 from dmf.solvers.base import Report, Solver
@@ -183,7 +179,7 @@ class Loop:
         if saved and saved.state and (kept is None or saved.round > kept.round):
             state, self._best = saved.state, dict(saved.best)
         elif kept is not None:
-            state = kept.restored(self.runner.put(list(kept.leaves.values())))
+            state = kept.put_back(self.runner)
             self._best = dict(best)
         else:
             state, self._best = self.start(self.data, self.runner), {}
@@ -379,7 +375,7 @@ class Loop:
         """Measure how stationary the factors of a candidate are."""
         objective = self.objective.select([candidate])
         if state.home:
-            state = state.restored(self.runner.put(list(state.leaves.values())))
+            state = state.put_back(self.runner)
         graph, keys = build_stationarity(self.data, objective, state.renamed())
         leaves = self.runner.run(graph, keys)
         W, H = self.runner.fetch([leaves[key] for key in keys])

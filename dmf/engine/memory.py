@@ -93,5 +93,7 @@ def making_bytes(work: Work, entries: float) -> float:
 
 
 def threads_of(machine: Machine) -> int:
-    """Return the threads of a worker."""
+    """Return the threads of a worker: how many blocks it works on at once."""
+    if machine.gpu:
+        return 2  # one arrives while it works on the other
     return math.ceil(machine.threads / max(1, machine.workers))

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from dmf.engine.data import Data
-from dmf.engine.rounds import State
+from dmf.engine.state import State
 from dmf.history import Record
 from dmf.objective import Objective
 from dmf.solvers.base import Report

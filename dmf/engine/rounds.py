@@ -2,139 +2,27 @@
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace
 
+from dmf.device import to_host
 from dmf.engine.chunks import in_chunks
 from dmf.engine.data import Data
 from dmf.engine.kinds import is_dask
 from dmf.engine.lower import FAN_IN, FAN_IN_LARGE, Graph, Key, Lowering, Place
-from dmf.engine.runner import Leaf, Runner
+from dmf.engine.runner import Runner
+from dmf.engine.state import State, Strips, new_stack
 from dmf.engine.trace import HalfTrace, Trace
 from dmf.init import Start
 from dmf.objective import Objective, Side
 from dmf.solvers.base import Moved, Report, Solver
 from dmf.solvers.certificate import stationarity
 from dmf.solvers.level import lift
-
-Strips = tuple[Key, ...]  # the keys of a factor's strips
-
-
-@dataclass(frozen=True)
-class State:
-    """The factors of the candidates after a round, strip by strip, where tasks run.
-
-    Attributes
-    ----------
-    round : int
-    candidates : tuple of int
-        Which of the fit's candidates are in the stack, in its order.
-    strips : (keys for W, keys for H)
-        Each strip is stored as `Moved`.
-    centres : (key for W, key for H)
-        What the offsets of each factor are pulled towards, shape (K,).
-    stack : str
-        Names the stack, so that tasks on different ones have different keys.
-    leaves : dict
-    home : bool
-        Whether the leaves are values on this side of a cluster.
-    """
-
-    round: int
-    candidates: tuple[int, ...]
-    strips: tuple[Strips, Strips]
-    centres: tuple[Key, Key]
-    stack: str
-    leaves: dict[Key, Leaf] = field(repr=False)
-    home: bool = False
-
-    @property
-    def keys(self) -> list[Key]:
-        return list(dict.fromkeys([*self.strips[0], *self.strips[1], *self.centres]))
-
-    def restored(self, leaves: list[Leaf]) -> State:
-        """Return the same state under new keys: the scheduler may remember the old."""
-        stack = _new_stack()
-        names: dict[Key, Key] = {
-            key: (f"restored-{stack}", k) for k, key in enumerate(self.leaves)
-        }
-        W, H = (tuple(names[key] for key in strips) for strips in self.strips)
-        return replace(
-            self,
-            strips=(W, H),
-            centres=(names[self.centres[0]], names[self.centres[1]]),
-            stack=stack,
-            home=False,
-            leaves=dict(zip(names.values(), leaves, strict=True)),
-        )
-
-    def fetched(self, runner: Runner) -> State:
-        """Return the same state with its leaves as values on this side of a cluster."""
-        if self.home:
-            return self
-        values: list[Any] = runner.fetch(list(self.leaves.values()))
-        return replace(
-            self, leaves=dict(zip(self.leaves, values, strict=True)), home=True
-        )
-
-    def renamed(self) -> State:
-        """Return the same state, for tasks that aren't those of its next round."""
-        return replace(self, stack=_new_stack())
-
-    def select(self, positions: Sequence[int], runner: Runner) -> State:
-        """Return the state of some of the candidates alone."""
-        candidates = tuple(self.candidates[k] for k in positions)
-        if candidates == self.candidates:
-            return self
-        picked: list[Key] = [
-            (f"select-{_new_stack()}", k) for k in range(len(self.leaves))
-        ]
-        graph: Graph = dict(self.leaves)
-        for name, key in zip(picked, self.leaves, strict=True):
-            graph[name] = (_select, key, list(positions))
-        leaves = runner.run(graph, picked)
-        chosen = replace(self, candidates=candidates)
-        return chosen.restored([leaves[name] for name in picked])
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Rounds that were sent to run: where they begin and end, and what they'll tell."""
-
-    before: State
-    after: State
-    reports: list[Leaf]  # of W and of H, for each round
-    errors: list[Leaf]  # on what is held out, if anything is
-
-
-def _new_stack() -> str:
-    return uuid.uuid4().hex[:6]
-
-
-def _select(value: Any, positions: list[int]) -> Any:
-    """Return the chosen candidates of a strip, or of numbers of shape (K,)."""
-    if isinstance(value, Moved):
-        memory = value.memory
-        if memory is not None:
-            memory = tuple(_take(part, positions) for part in memory)
-        return Moved(_take(value.factor, positions), memory, None)
-    return value[positions]
-
-
-def _take(strip: Any, positions: list[int]) -> Any:
-    """Return the chosen candidates of an array of shape (p, K, …), rows as before.
-
-    Indexing would leave another order in memory, in which sums have other bits than
-    those of the same numbers that a checkpoint brings back.
-    """
-    xp = array_namespace(strip)
-    return xp.take(strip, xp.asarray(positions), axis=1)
 
 
 def start_state(
@@ -157,7 +45,13 @@ def start_state(
         keys: list[Key] = []
         for i, r in enumerate(rows):
             begin = partial(
-                _begin, start=start, axis=axis, rows=r, side=side, dtype=data.dtype
+                _begin,
+                start=start,
+                axis=axis,
+                rows=r,
+                side=side,
+                dtype=data.dtype,
+                place=runner.place,
             )
             counts = data.counts(axis).key(i, 0)
             own = (f"given-{name}", i) if given else None
@@ -166,13 +60,13 @@ def start_state(
         strips.append(tuple(keys))
         centres.append((f"centre-{'WH'[axis]}-{data.token}", 0))
         level = start.level(axis) / side.unit
-        graph[centres[-1]] = (np.full, len(candidates), level)
+        graph[centres[-1]] = (_level, len(candidates), level, runner.place)
     state = State(
         0,
         candidates,
         (strips[0], strips[1]),
         (centres[0], centres[1]),
-        _new_stack(),
+        new_stack(),
         {},
     )
     return replace(state, leaves=runner.run(graph, state.keys))
@@ -202,10 +96,18 @@ def _begin(
     rows: range,
     side: Side,
     dtype: Any,
+    place: Callable[[Any], Any] | None,
 ) -> Moved:
+    # Drawn on the host, so that a seed gives the same start wherever rounds run.
+    counts, given = to_host((counts, given))
     strip = side.scaled(start.strip(axis, rows, side, given, dtype))
     strip[counts == 0, :, : side.rank] = 0
-    return Moved(strip, None, None)
+    return Moved(strip if place is None else place(strip), None, None)
+
+
+def _level(candidates: int, level: float, place: Callable[[Any], Any] | None) -> Any:
+    levels = np.full(candidates, level)
+    return levels if place is None else place(levels)
 
 
 def build_rounds(
@@ -404,5 +306,6 @@ def _one(key: Key, strip: int, other: int) -> Key:
 
 def _centre(total: Report) -> Any:
     """Return the mean of the offsets, which makes their penalty least."""
-    weight = np.asarray(total.offset_weight)
-    return np.asarray(total.offset) / np.where(weight > 0, weight, 1.0)
+    weight = total.offset_weight
+    xp = array_namespace(weight)
+    return total.offset / xp.where(weight > 0, weight, xp.ones_like(weight))

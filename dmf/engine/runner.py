@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import sys
-import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import dask
 import dask.threaded
@@ -19,29 +18,18 @@ import psutil
 from dask.base import persist
 from dask.system import CPU_COUNT
 from dask.utils import parse_bytes, parse_timedelta
-from threadpoolctl import threadpool_limits
 
+from dmf.device import RESOURCE, Gpu, to_device, to_host
+from dmf.engine.blas import one_blas_thread
 from dmf.engine.cost import Machine
 from dmf.engine.interrupts import kept
+from dmf.engine.losses import no_worker, translated
 from dmf.engine.lower import Graph, Key
 
 if TYPE_CHECKING:
     from distributed import Client
 
-T = TypeVar("T")
 Leaf = Any  # what stands for a computed value: the value itself, or a Future
-
-
-# How often in a row the same thing may fail on a cluster that loses workers.
-MAX_LOSSES = 5
-
-
-class ClusterError(RuntimeError):
-    """The cluster couldn't do the work."""
-
-
-class WorkersLost(ClusterError):
-    """Workers died and took data with them that Dask can't compute again."""
 
 
 class Tasks:
@@ -81,18 +69,40 @@ def _rebuilt(
 
 
 class Runner(Protocol):
-    """Runs tasks and keeps their results where they are."""
+    """Runs tasks and keeps their results where they are.
+
+    Attributes
+    ----------
+    remote : bool
+        Whether that is on the workers of a cluster.
+    gpu : Gpu or None
+        What they work on, if not on processors.
+    """
 
     remote: ClassVar[bool]
+    gpu: Gpu | None
 
-    def put(self, values: list[Any], *, in_order: bool = False) -> list[Leaf]:
-        """Bring values to where the tasks run; in order: neighbours to one worker."""
+    @property
+    def place(self) -> Callable[[Any], Any] | None:
+        """What tasks do to values from the host to work on them; None: nothing."""
+
+    def put(
+        self,
+        values: list[Any],
+        *,
+        in_order: bool = False,
+        ready: Callable[[Any], Any] | None = None,
+    ) -> list[Leaf]:
+        """Bring values to where the tasks run; in order: neighbours to one worker.
+
+        `ready` is what makes them ready there.
+        """
 
     def run(self, graph: Graph, keys: list[Key]) -> dict[Key, Leaf]:
         """Compute keys; return what stands for their values in the next graph."""
 
     def fetch(self, leaves: list[Leaf]) -> list[Any]:
-        """Return the values of leaves."""
+        """Return the values of leaves, in the memory of this host."""
 
     def session(self) -> Any:
         """Return a context manager to run tasks in."""
@@ -102,47 +112,6 @@ class Runner(Protocol):
 
     def used(self) -> float:
         """Return the bytes that the fullest process uses now."""
-
-
-def insisting(work: Callable[[], T], when: str) -> T:
-    """Do some work, anew whenever workers have taken its data along.
-
-    Parameters
-    ----------
-    work : callable
-    when : str
-        For the message when it's given up.
-
-    Raises
-    ------
-    ClusterError
-        It has failed too often.
-    """
-    for _ in range(MAX_LOSSES):
-        with suppress(WorkersLost):
-            return work()
-    try:
-        return work()
-    except WorkersLost as error:
-        raise given_up(when) from error
-
-
-def given_up(when: str) -> ClusterError:
-    """Return what ends a fit on a cluster that keeps losing workers."""
-    msg = (
-        f"workers were lost {MAX_LOSSES + 1} times {when}; look at their logs (too "
-        "little memory is the usual reason), or give the cluster more workers"
-    )
-    return ClusterError(msg)
-
-
-def no_worker(seconds: float) -> ClusterError:
-    """Return what ends a fit on a cluster without workers."""
-    msg = (
-        f"the cluster has had no worker for {seconds:g} s; look why none has come, or "
-        "none is left, and run it again"
-    )
-    return ClusterError(msg)
 
 
 def computed(
@@ -167,13 +136,33 @@ def on_threads(graph: Graph, keys: list[Key]) -> dict[Key, Any]:
         return dict(zip(keys, get(graph, keys), strict=True))
 
 
-class Threads:
+class _Placing:
+    """What a runner's tasks do to values from the host."""
+
+    def __init__(self, gpu: Gpu | None) -> None:
+        self.gpu = gpu
+
+    @property
+    def place(self) -> Callable[[Any], Any] | None:
+        return None if self.gpu is None else to_device
+
+
+class Threads(_Placing):
     """Dask's scheduler in this process: threads, unless it is configured otherwise."""
 
     remote: ClassVar[bool] = False
 
-    def put(self, values: list[Any], *, in_order: bool = False) -> list[Leaf]:
-        return values
+    def __init__(self, gpu: Gpu | None = None) -> None:
+        super().__init__(gpu)
+
+    def put(
+        self,
+        values: list[Any],
+        *,
+        in_order: bool = False,
+        ready: Callable[[Any], Any] | None = None,
+    ) -> list[Leaf]:
+        return values if ready is None else [ready(value) for value in values]
 
     def run(self, graph: Graph, keys: list[Key]) -> dict[Key, Leaf]:
         chosen = dask.config.get("scheduler", None)
@@ -183,34 +172,51 @@ class Threads:
         return {key: done.graph[key] for key in keys}
 
     def fetch(self, leaves: list[Leaf]) -> list[Any]:
-        return leaves
+        return leaves if self.gpu is None else [to_host(leaf) for leaf in leaves]
 
     @contextmanager
     def session(self) -> Iterator[None]:
-        with one_blas_thread():
+        # Tasks on a GPU follow each other: each of them has all of it.
+        alone = {} if self.gpu is None else {"num_workers": 1}
+        with one_blas_thread(), dask.config.set(alone):
             yield
 
     def machine(self) -> Machine:
+        if self.gpu is not None:
+            return Machine(1, memory=self.gpu.memory(), gpu=True)
         threads = dask.config.get("num_workers", None) or CPU_COUNT
         return Machine(threads, memory=_memory())
 
     def used(self) -> float:
+        if self.gpu is not None:  # the memory of the process isn't that of its GPU
+            return 0.0
         return float(psutil.Process().memory_info().rss)
 
 
-class Cluster:
+class Cluster(_Placing):
     """A `distributed` cluster, through its client. Workers limit BLAS themselves."""
 
     remote: ClassVar[bool] = True
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, gpu: Gpu | None = None) -> None:
+        super().__init__(gpu)
         self._client = client
+        # Of tasks: those on a GPU go where one is offered.
+        self._needs: dict[str, Any] = {} if gpu is None else {"resources": RESOURCE}
 
-    def put(self, values: list[Any], *, in_order: bool = False) -> list[Leaf]:
+    def put(
+        self,
+        values: list[Any],
+        *,
+        in_order: bool = False,
+        ready: Callable[[Any], Any] | None = None,
+    ) -> list[Leaf]:
         leaves: list[Leaf] = []
-        with _translated(self._client):
+        with translated(self._client):
             for worker, part in self._dealt(len(values), in_order):
                 leaves += self._scattered(values[part], worker)
+            if ready is not None:
+                leaves = self._client.map(ready, leaves, pure=False, **self._needs)
         return leaves
 
     def _scattered(self, values: list[Any], worker: list[str] | None) -> list[Leaf]:
@@ -233,8 +239,8 @@ class Cluster:
     def run(self, graph: Graph, keys: list[Key]) -> dict[Key, Leaf]:
         # Tasks aren't bound to workers, not even loosely: those whose worker has died
         # would wait for it.
-        with _translated(self._client):
-            done = self._client.persist(Tasks(graph, keys))
+        with translated(self._client):
+            done = self._client.persist(Tasks(graph, keys), **self._needs)
         return {key: done.graph[key] for key in keys}
 
     def _dealt(
@@ -254,10 +260,15 @@ class Cluster:
                 yield [worker], slice(start, stop)
 
     def fetch(self, leaves: list[Leaf]) -> list[Any]:
-        with _translated(self._client):
+        with translated(self._client):
+            if self.gpu is not None:
+                # Copied where they are: this process may have no GPU.
+                leaves = self._client.map(to_host, leaves, pure=False, **self._needs)
             return list(self._client.gather(leaves))
 
     def machine(self) -> Machine:
+        if self.gpu is not None:
+            return self._gpus(self.gpu)
         workers = self._client.scheduler_info(n_workers=-1)["workers"].values()
         if not workers:  # they may come later: room for a few
             return Machine(CPU_COUNT, 1)
@@ -267,14 +278,35 @@ class Cluster:
             min(worker["memory_limit"] or math.inf for worker in workers),
         )
 
+    def _gpus(self, gpu: Gpu) -> Machine:
+        """Return the GPUs that workers offer, or refuse to wait for one."""
+        workers = self._client.scheduler_info(n_workers=-1)["workers"]
+        offering = [
+            address
+            for address, worker in workers.items()
+            if worker["resources"].get("GPU", 0) >= 1
+        ]
+        if not offering:
+            msg = (
+                "device='gpu' needs workers that offer a GPU, but none of the "
+                f"{len(workers)} workers does; start them with --resources GPU=1, as "
+                "in deploy/gpu, or use device='cpu'"
+            )
+            raise ValueError(msg)
+        bytes_of = self._client.run(gpu.memory, workers=offering)
+        count = len(offering)
+        return Machine(count, count, min(bytes_of.values()), gpu=True)
+
     def used(self) -> float:
+        if self.gpu is not None:
+            return 0.0
         workers = self._client.scheduler_info(n_workers=-1)["workers"].values()
         return max((w["metrics"].get("memory", 0.0) for w in workers), default=0.0)
 
     @contextmanager
     def session(self) -> Iterator[None]:
         # Dask arrays that are computed inside find their data on this cluster.
-        with _translated(self._client), self._client.as_current():
+        with translated(self._client), self._client.as_current():
             yield
 
 
@@ -313,67 +345,10 @@ def _memory() -> float:
     return total
 
 
-_blas_lock = threading.Lock()
-_blas_sessions = 0
-_blas_limits: Any = None
-
-
-@contextmanager
-def one_blas_thread() -> Iterator[None]:
-    """Limit BLAS to one thread: Dask's threads would fight its own for the cores.
-
-    The limit holds for the whole process, so that sessions that overlap share it: the
-    first one sets it, the last one lifts it.
-    """
-    global _blas_sessions, _blas_limits
-    with _blas_lock:
-        if _blas_sessions == 0:
-            _blas_limits = threadpool_limits(limits=1, user_api="blas")
-        _blas_sessions += 1
-    try:
-        yield
-    finally:
-        with _blas_lock:
-            _blas_sessions -= 1
-            if _blas_sessions == 0:
-                _blas_limits.restore_original_limits()
-
-
-@contextmanager
-def _translated(client: Client) -> Iterator[None]:
-    """Raise `WorkersLost` where distributed says that data are gone.
-
-    Without its scheduler a client takes tasks all the same, and waits for them forever.
-    """
-    from concurrent.futures import CancelledError
-
-    from distributed import KilledWorker
-    from distributed.scheduler import NoWorkerError
-
-    if client.status != "running":
-        msg = (
-            f"the connection to the scheduler was lost (the client is {client.status});"
-            " look why it has ended, and run it again"
-        )
-        raise ClusterError(msg)
-    try:
-        yield
-    except KilledWorker as error:
-        msg = (
-            f"a task was tried on several workers, and all of them died ({error.task});"
-            " too little memory is the usual reason: give the workers more of it, or "
-            "cut X into smaller chunks"
-        )
-        raise ClusterError(msg) from error
-    except NoWorkerError as error:
-        raise no_worker(error.timeout) from error
-    except CancelledError as error:
-        msg = "workers of the cluster were lost, and data with them; run it again"
-        raise WorkersLost(msg) from error
-
-
-def choose_runner(client: Client | None) -> Runner:
+def choose_runner(client: Client | None, gpu: Gpu | None = None) -> Runner:
     """Return the runner for a client, passed or active; threads if there is none.
+
+    With `gpu` its tasks work on GPUs.
 
     Raises
     ------
@@ -384,7 +359,7 @@ def choose_runner(client: Client | None) -> Runner:
     """
     client = _active_client() if client is None else client
     if client is None:
-        return Threads()
+        return Threads(gpu)
     if not hasattr(client, "scatter"):
         msg = f"client must be a distributed.Client or None, got {client!r}"
         raise TypeError(msg)
@@ -397,7 +372,7 @@ def choose_runner(client: Client | None) -> Runner:
             "client=None to run on the threads of this process"
         )
         raise ValueError(msg)
-    return Cluster(client)
+    return Cluster(client, gpu)
 
 
 def _active_client() -> Client | None:

@@ -1,18 +1,21 @@
-"""Blocks that are read anew in each pass, where X is larger than the memory.
+"""Blocks that are made anew in each pass, where X is larger than the memory.
 
 Only how to make such a block stays in memory, and what a fit has to know of it. Each
 task that works on it makes it, and forgets it at its end, so that a worker holds as
-many blocks as it has threads.
+many blocks as it has threads. What is larger than the memory of a GPU may also stay on
+the host, and is brought to it in each pass.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from dmf.observed import Observed
+from dmf.device import to_device, to_device_ahead, to_pinned
+from dmf.observed import NO_COUNTS, Observed
+from dmf.sizes import Sized
 from dmf.totals import Totals
 
 Key = Any
@@ -53,16 +56,34 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Streamed:
+class Held(Sized):
+    """A block in the memory of the host, for passes on a GPU.
+
+    Parameters
+    ----------
+    observed : Observed
+        In pinned memory.
+    """
+
+    observed: Observed
+
+    def make(self) -> Observed:
+        """Bring the block to the GPU, beside what it is doing."""
+        made: Observed = to_device_ahead(self.observed)
+        return made
+
+
+@dataclass(frozen=True)
+class Streamed(Sized):
     """Stands for an `Observed` of which the small parts alone are in memory.
 
     Parameters
     ----------
-    recipe : Recipe
+    recipe : Recipe or Held
     counts, totals : as in `Observed`
     """
 
-    recipe: Recipe
+    recipe: Recipe | Held
     counts: tuple[Any, Any]
     totals: Totals
 
@@ -71,6 +92,12 @@ class Streamed:
         """Make a block for the first time: its values are checked, and counted."""
         made = recipe.make(again=False)
         return cls(recipe, made.counts, made.totals)
+
+    @classmethod
+    def held(cls, observed: Observed) -> Streamed:
+        """Keep a block on the host."""
+        held = Held(to_pinned(replace(observed, counts=NO_COUNTS)))
+        return cls(held, to_device(observed.counts), observed.totals)
 
 
 class Opened:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any, get_args
 
-from dmf.engine.kinds import is_dask
+from dmf.engine.kinds import is_dask, on_host
 from dmf.history import History
 from dmf.io.labels import describe_labels, rebuild_labels
 from dmf.io.places import (
@@ -180,7 +180,7 @@ def _write(
         if array is None:
             continue
         write_zarr(
-            array,
+            on_host(array),
             f"{place}/{name}",
             # Factors hardly compress; a checksum tells when one has been damaged.
             compressors=Crc32cCodec(),

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dmf._shell import EXPECTED
-from dmf.engine.runner import ClusterError
+from dmf.engine.losses import ClusterError
 from dmf.jobs.config import Job, Threads
 from dmf.jobs.exits import Exit, JobError
 from dmf.jobs.log import log
@@ -75,6 +75,7 @@ def planned(job: Job, X: Any, mask: Any, calibrate: bool = False) -> Plan:
         unobserved_weight=job.model.unobserved_weight,
         validation=job.model.validation,
         restarts=job.model.restarts,
+        device=job.solver.device,
         # Measuring how fast this place is takes as long as a small fit.
         calibrate=calibrate,
     )

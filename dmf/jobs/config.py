@@ -155,6 +155,7 @@ class SolverSection(Section):
     name: Literal["plane", "scaled", "exact", "als"] = "plane"
     max_rounds: Count = 200
     tol: Real = 1e-4
+    device: Literal["auto", "cpu", "gpu"] = "auto"
 
 
 class Threads(Section):

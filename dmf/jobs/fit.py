@@ -61,6 +61,7 @@ def fitted(
         "solver": SOLVERS[solver.name],
         "max_rounds": solver.max_rounds,
         "tol": solver.tol,
+        "device": solver.device,
         "seed": model.seed,
         "callbacks": [watch],
         "progress": progress,

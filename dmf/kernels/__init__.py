@@ -1,6 +1,6 @@
 """Pure functions on blocks: no Dask, no global state, no input is ever changed.
 
-`dense` and `sparse` define the same functions under the same names:
+`dense`, `sparse` and `cuda` define the same functions under the same names:
 
 ===========  ======================================================================
 name         what it gives for one block
@@ -13,8 +13,9 @@ name         what it gives for one block
 `residuals`  X − W H of the observed entries, with their weights
 ===========  ======================================================================
 
-Both also offer `directions`, `advance` and `descend_coordinates`, which work on strips
-of the moving factor: what happens to them between the passes over the blocks.
+What needs `residuals` doesn't run on GPUs, so that `cuda` lacks them. All also offer
+`directions`, `advance` and `descend_coordinates`, which work on strips of the moving
+factor: what happens to them between the passes over the blocks.
 
 Both halves of a round are one computation on X and on its transpose. So a kernel
 speaks of the *moving* factor, the one that a half-step updates, and of the *fixed*
@@ -29,12 +30,17 @@ from __future__ import annotations
 from types import ModuleType
 
 
-def kernels_for(kind: str) -> ModuleType:
+def kernels_for(kind: str, gpu: bool = False) -> ModuleType:
     """Return the kernels for blocks of a kind, ``"dense"`` or ``"sparse"``.
 
-    The choice is made once a fit. Whatever is compiled is imported when it is first
-    used, because Numba takes longer to import than all the rest.
+    Those on dense blocks work wherever the block is; sparse blocks have others on a
+    GPU. The choice is made once a fit. Whatever is compiled is imported when it is
+    first used, because Numba takes longer to import than all the rest.
     """
+    if kind == "sparse" and gpu:
+        from dmf.kernels import cuda
+
+        return cuda
     if kind == "sparse":
         from dmf.kernels import sparse
 

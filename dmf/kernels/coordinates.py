@@ -9,6 +9,8 @@ from typing import Any
 
 from array_api_compat import array_namespace, is_numpy_namespace
 
+from dmf.device import to_host
+
 Array = Any
 
 
@@ -102,6 +104,6 @@ def _descend(
             slopes += hessian[..., s] * move[..., None]
             slopes[..., s] += ridge[..., s] * move
         changed = xp.abs(strip - before)
-        if not bool(xp.any(changed > rest * xp.max(xp.abs(strip)))):
+        if not to_host(xp.any(changed > rest * xp.max(xp.abs(strip)))):
             break
     return strip

@@ -26,6 +26,8 @@ Array = Any  # an array of any array-API namespace
 # A tile that stays in a core's level-2 cache, but has enough rows to keep BLAS busy.
 TILE_BYTES = 2 * 2**20
 TILE_ROWS = (64, 1024)
+# On a GPU, one that keeps all of it busy, and is little of its memory.
+DEVICE_TILE_BYTES = 256 * 2**20
 # Columns whose products float32 may sum.
 SUM_COLUMNS = 4096
 
@@ -52,10 +54,11 @@ class DenseBlock(Sized):
 
     @cached_property
     def empty(self) -> bool:
-        """Whether nothing is observed."""
+        """Whether nothing is observed, if that is known without waiting for a GPU."""
         if self.weights is None:
             return False
-        return not bool(array_namespace(self.weights).any(self.weights))
+        xp = array_namespace(self.weights)
+        return is_numpy_namespace(xp) and not xp.any(self.weights)
 
 
 def gradient(
@@ -339,6 +342,8 @@ def tiles(block: DenseBlock) -> Iterator[slice]:
     xp = array_namespace(block.values)
     row_bytes = max(1, q * xp.finfo(block.values.dtype).bits // 8)
     step = min(max(TILE_BYTES // row_bytes, smallest), largest)
+    if is_cupy_namespace(xp):
+        step = max(1, DEVICE_TILE_BYTES // row_bytes)
     yield from cuts(p, step)
 
 

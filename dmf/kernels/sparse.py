@@ -71,6 +71,11 @@ class SparseBlock(Sized):
     shape: tuple[int, int]
     unobserved: float = 0.0
 
+    def for_device(self) -> Any:  # what kernels on a GPU work with: see `dmf.device`
+        from dmf.kernels.cuda import CudaBlock
+
+        return CudaBlock.of(self)
+
 
 def gradient(
     block: SparseBlock, moving: Array, fixed: Array, axis: int
@@ -125,10 +130,8 @@ def curvature(
         Σ (M − α)(D F)² for each moving row, where F is the fixed factor; for two moves
         the last axis holds the sums of (D F)², (D F)(S F) and (S F)².
     """
-    (starts, columns, _, weights), alpha = (
-        _entries(block),
-        _alpha(block, np.dtype(np.float64)),
-    )
+    starts, columns, _, weights = _entries(block)
+    alpha = _alpha(block, np.dtype(np.float64))
     pairs = PAIRS[len(moves)]
     result = np.zeros((fixed.shape[1], block.shape[axis], pairs))
     both = [_each(moves[0]), _each(moves[-1])]
@@ -187,9 +190,8 @@ def gram(block: SparseBlock, fixed: Array, axis: int) -> Array:
     """
     starts, columns, _, weights = _entries(block)
     rank = fixed.shape[2]
-    result = np.zeros(
-        (fixed.shape[1], block.shape[axis], rank, rank), dtype=fixed.dtype
-    )
+    shape = fixed.shape[1], block.shape[axis], rank, rank
+    result = np.zeros(shape, dtype=fixed.dtype)
     alpha = _alpha(block, fixed.dtype)
     for k, G in enumerate(result):
         _gram(starts, columns, weights, alpha, frozen(fixed[:, k]), axis, G)
@@ -202,9 +204,7 @@ def errors(block: SparseBlock, W: Array, H: Array) -> Array:
     Parameters
     ----------
     block : SparseBlock, shape (p, q)
-    W : array, shape (p, K, r)
-    H : array, shape (q, K, r)
-        Kept transposed, as everywhere inside dmf.
+    W, H : arrays, shapes (p, K, r) and (q, K, r)
 
     Returns
     -------

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from array_api_compat import array_namespace
 
+from dmf.device import to_host
 from dmf.kernels.strips import advance, change_along
 from dmf.objective import Side, Terms
 from dmf.smoothness import Ties, differences_of, solve
@@ -189,11 +190,9 @@ def _preconditioned(
     gradient: Array, terms: Terms, gram: Array, counts: Array, ties: Ties
 ) -> Array:
     """Return an approximation of the inverse Hessian times the gradient."""
-    xp = array_namespace(gradient)
     # Systems are few or small, and the array API can't solve them: on NumPy arrays.
-    gradient, ridge, gram, counts = (
-        np.asarray(part) for part in (gradient, terms.ridge, gram, counts)
-    )
+    like = gradient
+    gradient, ridge, gram, counts = to_host((gradient, terms.ridge, gram, counts))
     strengths = np.broadcast_to(ridge, gradient.shape)
     result = np.empty_like(gradient)
     for k in range(gradient.shape[1]):
@@ -210,7 +209,7 @@ def _preconditioned(
             curvature = gram[k, column, column] * counts + strengths[:, k, column]
             safe = np.where(curvature > 0, curvature, 1.0)
             result[:, k, column] = gradient[:, k, column] / safe
-    return xp.asarray(result)
+    return array_namespace(like).asarray(result)
 
 
 def _ties(side: Side, strip: Array, halo: Halo) -> Ties:

@@ -1,0 +1,97 @@
+"""Clusters that lose workers: what is tried again, and what is said in the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+T = TypeVar("T")
+
+# How often in a row the same thing may fail on a cluster that loses workers.
+MAX_LOSSES = 5
+
+
+class ClusterError(RuntimeError):
+    """The cluster couldn't do the work."""
+
+
+class WorkersLost(ClusterError):
+    """Workers died and took data with them that Dask can't compute again."""
+
+
+def insisting(work: Callable[[], T], when: str) -> T:
+    """Do some work, anew whenever workers have taken its data along.
+
+    Parameters
+    ----------
+    work : callable
+    when : str
+        For the message when it's given up.
+
+    Raises
+    ------
+    ClusterError
+        It has failed too often.
+    """
+    for _ in range(MAX_LOSSES):
+        with suppress(WorkersLost):
+            return work()
+    try:
+        return work()
+    except WorkersLost as error:
+        raise given_up(when) from error
+
+
+def given_up(when: str) -> ClusterError:
+    """Return what ends a fit on a cluster that keeps losing workers."""
+    msg = (
+        f"workers were lost {MAX_LOSSES + 1} times {when}; look at their logs (too "
+        "little memory is the usual reason), or give the cluster more workers"
+    )
+    return ClusterError(msg)
+
+
+def no_worker(seconds: float) -> ClusterError:
+    """Return what ends a fit on a cluster without workers."""
+    msg = (
+        f"the cluster has had no worker for {seconds:g} s; look why none has come, or "
+        "none is left, and run it again"
+    )
+    return ClusterError(msg)
+
+
+@contextmanager
+def translated(client: Client) -> Iterator[None]:
+    """Raise `WorkersLost` where distributed says that data are gone.
+
+    Without its scheduler a client takes tasks all the same, and waits for them forever.
+    """
+    from concurrent.futures import CancelledError
+
+    from distributed import KilledWorker
+    from distributed.scheduler import NoWorkerError
+
+    if client.status != "running":
+        msg = (
+            f"the connection to the scheduler was lost (the client is {client.status});"
+            " look why it has ended, and run it again"
+        )
+        raise ClusterError(msg)
+    try:
+        yield
+    except KilledWorker as error:
+        msg = (
+            f"a task was tried on several workers, and all of them died ({error.task});"
+            " too little memory is the usual reason: give the workers more of it, or "
+            "cut X into smaller chunks"
+        )
+        raise ClusterError(msg) from error
+    except NoWorkerError as error:
+        raise no_worker(error.timeout) from error
+    except CancelledError as error:
+        msg = "workers of the cluster were lost, and data with them; run it again"
+        raise WorkersLost(msg) from error

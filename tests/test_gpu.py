@@ -1,0 +1,167 @@
+"""The same fits on a GPU, where there is one: skipped elsewhere."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from itertools import product
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import pytest
+
+import dmf
+from dmf.device import Gpu, to_device, to_host
+from dmf.kernels import cuda, sparse
+from dmf.offsets import COLUMNS
+from tests.blocks import block_of
+from tests.devices import assert_close
+from tests.problems import (
+    CHUNKS,
+    SOLVERS,
+    form_of,
+    low_rank,
+    mask_for,
+    sparse_chunks,
+    stacked_start,
+)
+
+pytestmark = pytest.mark.gpu
+PENALTIES = [
+    None,
+    "auto",
+    dmf.Ridge(0.3),
+    dmf.Lasso(0.2) + dmf.Ridge(0.1),
+    dmf.NonNegative() + dmf.Lasso(0.1) + dmf.Ridge(0.2),
+    (dmf.Ridge(0.1), dmf.Smooth(2.0)),
+]
+PROBLEM = low_rank(m=60, n=40, dtype=np.float32)
+each_form = pytest.mark.parametrize("form", ["numpy", "sparse"])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def device() -> float:
+    """The bytes of the GPU."""
+    try:
+        return Gpu().memory()
+    except (ImportError, ValueError) as error:
+        pytest.skip(f"there is no GPU to test on: {error}")
+
+
+def both(X: Any, **options: Any) -> tuple[Any, Any]:
+    options = {"max_rounds": 5, "tol": 0, **options}
+    there = dmf.factorize(X, 3, device="gpu", **options)
+    return there, dmf.factorize(X, 3, device="cpu", **options)
+
+
+@each_form
+@pytest.mark.parametrize("solver", SOLVERS, ids=repr)
+def test_every_solver(solver: Any, form: str) -> None:
+    X = form_of(PROBLEM, form)
+    options = {"penalty": dmf.Ridge(0.1), "restarts": 2, "drop": False}
+    assert_close(*both(X, solver=solver, **options))
+
+
+@each_form
+@pytest.mark.parametrize("penalty", PENALTIES, ids=repr)
+def test_every_penalty(penalty: Any, form: str) -> None:
+    assert_close(*both(form_of(PROBLEM, form), penalty=penalty))
+
+
+@each_form
+@pytest.mark.parametrize("offsets", COLUMNS)
+def test_every_kind_of_offsets(offsets: str, form: str) -> None:
+    assert_close(*both(form_of(PROBLEM, form), offsets=offsets))
+
+
+@each_form
+@pytest.mark.parametrize(
+    ("weighted", "alpha", "validation"),
+    list(product([False, True], [0.0, 0.3, 1.0], [None, 0.2])),
+)
+def test_weights_zeros_and_what_is_held_out(
+    form: str, weighted: bool, alpha: float, validation: float | None
+) -> None:
+    mask = mask_for(PROBLEM.weights, PROBLEM.mask, form) if weighted else None
+    X = form_of(PROBLEM, form)
+    options = {"mask": mask, "unobserved_weight": alpha, "validation": validation}
+    assert_close(*both(X, **options))
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("alpha", [0.0, 0.3])
+@pytest.mark.parametrize("mask", ["none", "weights"])
+@pytest.mark.parametrize("rank", [1, 3, 33, 100])
+def test_sparse_kernels(mask: str, alpha: float, axis: int, rank: int) -> None:
+    """With rows of several segments, too."""
+    problem = low_rank(m=5, n=2000, rank=rank, observed=0.8, dtype=np.float32)
+    block, _ = block_of(problem, "sparse", mask, alpha)
+    there = to_device(block)
+    W, H = stacked_start(problem, 2)
+    moving, fixed = (W, H) if axis == 0 else (H, W)
+    calls: list[tuple[str, tuple[Any, ...]]] = [
+        ("gradient", (moving, fixed, axis)),
+        ("curvature", ((moving, 2 * moving - 1), fixed, axis)),
+        ("gram", (fixed, axis)),
+        ("errors", (W, H)),
+    ]
+    for name, arguments in calls:
+        found = to_host(getattr(cuda, name)(there, *to_device(arguments)))
+        expected = getattr(sparse, name)(block, *arguments)
+        pairs = zip(found, expected, strict=True) if name == "gradient" else None
+        for one, other in pairs or [(found, expected)]:
+            size = float(np.abs(other).max())
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5 * size)
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+@each_form
+def test_arrays_that_are_there(form: str, lazy: bool) -> None:
+    """CuPy's arrays, cupyx's matrices and Dask arrays of them, in and out."""
+    import cupy
+    import cupyx.scipy.sparse as csp
+
+    X: Any = form_of(PROBLEM, form)
+    if lazy and form == "sparse":
+        dense = np.where(PROBLEM.mask, PROBLEM.truth, 0)
+        meta = csp.csr_matrix((0, 0), dtype=dense.dtype)
+        there = sparse_chunks(dense).map_blocks(csp.csr_matrix, meta=meta)
+    elif lazy:
+        there = da.from_array(X, chunks=CHUNKS).map_blocks(cupy.asarray)
+    else:
+        there = cupy.asarray(X) if form == "numpy" else csp.csr_matrix(X)
+    fit = dmf.factorize(there, 3, max_rounds=5, tol=0, offsets="both")
+    host = dmf.factorize(X, 3, max_rounds=5, tol=0, offsets="both")
+    W = fit.W.compute() if lazy else fit.W
+    assert isinstance(W, cupy.ndarray)
+    np.testing.assert_allclose(W.get(), host.W, rtol=1e-3, atol=1e-4)
+    filled = dmf.impute(there, fit)
+    filled = filled.compute() if lazy else filled
+    assert isinstance(filled, cupy.ndarray)
+    np.testing.assert_allclose(filled.get(), dmf.impute(X, host), rtol=1e-3, atol=1e-4)
+
+
+def test_data_that_are_read_anew() -> None:
+    X = da.from_array(PROBLEM.nan, chunks=CHUNKS)
+    there, here = both(X, stream=True)
+    np.testing.assert_allclose(np.asarray(there.W), np.asarray(here.W), rtol=1e-3)
+
+
+def test_tf32_is_close_and_says_what_it_is() -> None:
+    """In a process of its own: the precision is settled once."""
+    code = (
+        "import numpy as np, dmf\n"
+        "rng = np.random.default_rng(0)\n"
+        "X = rng.standard_normal((300, 8)) @ rng.standard_normal((8, 200))\n"
+        "X[rng.random(X.shape) < 0.3] = np.nan\n"
+        "X = X.astype(np.float32)\n"
+        "options = dict(max_rounds=10, tol=0)\n"
+        "one = dmf.factorize(X, 8, device='gpu', precision='tf32', **options)\n"
+        "other = dmf.factorize(X, 8, **options)\n"
+        "print(abs(one.history.rmse[-1] - other.history.rmse[-1]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert float(done.stdout) < 1e-2

@@ -1,0 +1,152 @@
+"""CUDA kernels compiled for devices of two generations; that takes no device."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+from numba import float32, float64, int32, int64, none, types
+
+from dmf.kernels import warps
+
+# Registers of a thread, as found with CUDA 13.5, and a few more for other versions.
+# A multiprocessor has room for 32 warps of 64; what needs more leaves some of it idle.
+MOST_REGISTERS = {
+    # dtype and numbers of a row in each lane
+    ("float32", 1): 48,
+    ("float32", 2): 56,
+    ("float32", 4): 64,
+    ("float64", 1): 48,
+    ("float64", 4): 80,
+}
+CAPABILITIES = [(8, 0), (9, 0)]
+
+
+def array(kind: Any, dimensions: int) -> Any:
+    return types.Array(kind, dimensions, "C")
+
+
+def signatures(number: Any, weighted: bool, alpha: bool, moves: int) -> dict[str, Any]:
+    """Return the types of the arguments of each kernel."""
+    factor, weights = array(number, 3), array(number, 1) if weighted else none
+    block = (array(int32, 1), array(int64, 1), array(int32, 1), array(number, 1))
+    head = (*block, weights, factor)
+    second = factor if moves == 2 else none
+    totals = array(float64, 3)
+    return {
+        "gradient": (
+            *head,
+            number if alpha else none,
+            factor,
+            factor,
+            array(float64, 2),
+        ),
+        "curvature": (*head, float64 if alpha else none, factor, second, totals),
+        "product": (*head, none, factor),
+        "gram": (*head, number if alpha else none, array(number, 4)),
+        "errors": (*head, none, factor, totals),
+    }
+
+
+@cache
+def compiled(
+    name: str,
+    dtype: str,
+    steps: int,
+    capability: tuple[int, int],
+    weighted: bool = True,
+    alpha: bool = True,
+    moves: int = 2,
+) -> str:
+    """Return the PTX of a kernel."""
+    from numba import cuda
+
+    kernel = getattr(warps.kernels_of(steps, np.dtype(dtype)), name)
+    number = {"float32": float32, "float64": float64}[dtype]
+    arguments = signatures(number, weighted, alpha, moves)[name]
+    ptx, _ = cuda.compile(
+        kernel.py_func,
+        types.void(*arguments),
+        device=False,
+        abi="numba",
+        cc=capability,
+        output="ptx",
+    )
+    return str(ptx)
+
+
+def instructions(ptx: str) -> int:
+    return ptx.count(";")
+
+
+def assembled(ptx: str, capability: tuple[int, int]) -> tuple[int, int]:
+    """Return the registers and the bytes of local memory of a thread."""
+    from cuda.bindings import nvjitlink
+
+    code = ptx.encode()
+    link = nvjitlink.create(2, ["-arch=sm_{}{}".format(*capability), "-Xptxas=-v"])
+    try:
+        nvjitlink.add_data(link, nvjitlink.InputType.PTX, code, len(code), "kernel")
+        nvjitlink.complete(link)
+        log = bytearray(nvjitlink.get_info_log_size(link))
+        nvjitlink.get_info_log(link, log)
+    finally:
+        nvjitlink.destroy(link)
+    told = log.decode()
+    registers = re.search(r"Used (\d+) registers", told)
+    stack = re.search(r"(\d+) bytes stack frame", told)
+    assert registers is not None, told
+    assert stack is not None, told
+    return int(registers[1]), int(stack[1])
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES, ids=str)
+@pytest.mark.parametrize("name", warps.Kernels._fields)
+@pytest.mark.parametrize(("dtype", "steps"), MOST_REGISTERS)
+def test_rows_stay_in_registers(
+    name: str, dtype: str, steps: int, capability: tuple[int, int]
+) -> None:
+    ptx = compiled(name, dtype, steps, capability)
+    assert ".target sm_{}{}".format(*capability) in ptx
+    registers, local = assembled(ptx, capability)
+    assert local == 0
+    assert registers <= MOST_REGISTERS[dtype, steps]
+
+
+@pytest.mark.parametrize("alpha", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("name", warps.Kernels._fields)
+def test_every_variant_compiles(name: str, weighted: bool, alpha: bool) -> None:
+    """What isn't there, weights or α, costs nothing: no code is left for it."""
+    uses_alpha = name in ("gradient", "curvature", "gram")
+    ptx = compiled(name, "float32", 1, (9, 0), weighted, alpha)
+    whole = compiled(name, "float32", 1, (9, 0))
+    if (not weighted and name != "product") or (not alpha and uses_alpha):
+        assert instructions(ptx) < instructions(whole)
+    else:
+        assert instructions(ptx) == instructions(whole)
+
+
+def test_a_line_needs_less_than_a_plane() -> None:
+    line, plane = (
+        compiled("curvature", "float32", 1, (9, 0), moves=moves) for moves in (1, 2)
+    )
+    assert instructions(line) < instructions(plane)
+
+
+@pytest.mark.parametrize("name", warps.Kernels._fields)
+def test_factors_are_summed_in_their_own_dtype(name: str) -> None:
+    """No float32 product is made in float64, which consumer devices hardly have."""
+    ptx = compiled(name, "float32", 2, (8, 0))
+    assert re.search(r"fma\.rn\.f32|mul\.f32|mul\.rn\.f32", ptx)
+    wide = len(re.findall(r"(?:fma\.rn|mul)\.f64", ptx))
+    assert wide == 0 if name in ("product", "gram") else wide < 40
+
+
+def test_only_long_rows_are_added_with_atomics() -> None:
+    ptx = compiled("gradient", "float32", 1, (8, 0))
+    assert len(re.findall(r"(?:atom|red)\S*\.add\.f32", ptx)) == 1
+    assert re.search(r"st\.global\.(?:b32|f32)", ptx)
