@@ -13,7 +13,8 @@ from dmf.engine.arrays import number_observed
 from dmf.engine.cost import cost_of, tasks_of
 from dmf.engine.kinds import is_dask
 from dmf.engine.layout import in_units, layout_for, refusal, work_of
-from dmf.engine.runner import choose_runner, limited
+from dmf.engine.memory import limited
+from dmf.engine.runner import choose_runner
 from dmf.entries import canonical_csr
 from dmf.validation import check_bool, check_integer, check_matrix, check_rank
 

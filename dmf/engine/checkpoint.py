@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 import warnings
@@ -70,6 +71,12 @@ class Reached:
     initial: list[float]
     outcomes: dict[int, Outcome]
     drop_next: int | None
+
+    @classmethod
+    def at_start(cls, count: int, drop_next: int | None) -> Reached:
+        """Return where a fit of so many candidates is before it has a start."""
+        records: list[list[Record]] = [[] for _ in range(count)]
+        return cls(None, {}, records, [math.nan] * count, {}, drop_next)
 
     @property
     def round(self) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from dmf.engine.replaced import lost_jobs_replaced
 from dmf.engine.tls import Tls
 
 CONNECT_SECONDS = 10
@@ -91,6 +92,9 @@ def limited(threads: int | None) -> Iterator[None]:
 def on_slurm(jobs: int, timeout: float, **options: Any) -> Iterator[None]:
     """Start workers as jobs of Slurm, and cancel them afterwards.
 
+    Jobs that end before that, since their time is over or somebody has cancelled them,
+    are replaced.
+
     Parameters
     ----------
     jobs : int
@@ -101,7 +105,8 @@ def on_slurm(jobs: int, timeout: float, **options: Any) -> Iterator[None]:
     """
     with _waiting_at_most(timeout), slurm_cluster(**options) as cluster:
         cluster.scale(jobs=jobs)
-        with _ready(cluster, timeout, "Slurm has started none of the jobs"):
+        late = "Slurm has started none of the jobs"
+        with _ready(cluster, timeout, late), lost_jobs_replaced(cluster, jobs):
             yield
 
 

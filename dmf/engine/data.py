@@ -6,7 +6,7 @@ import math
 import uuid
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -123,6 +123,25 @@ class Data:
     def constant(self) -> float:
         """What the loss of the kernels lacks: ½ Σ X² where nothing is masked."""
         return 0.0 if self.masked else 0.5 * self.totals.sum_of_squares
+
+    def shared(self, runner: Runner) -> Data:
+        """Return the data with their blocks dealt to new workers too."""
+        places = self.grid.places()
+        blocks = runner.share(
+            [self.leaves[_block_key(self.token, 0, *place)] for place in places]
+        )
+        if blocks is None:
+            return self
+        # By names of their own: tasks go by them to where the blocks were.
+        token = uuid.uuid4().hex[:8]
+        leaves = {
+            (str(name).replace(self.token, token), *rest): leaf
+            for (name, *rest), leaf in self.leaves.items()
+        }
+        keys = [_block_key(token, 0, *place) for place in places]
+        return replace(
+            self, token=token, leaves=leaves | dict(zip(keys, blocks, strict=True))
+        )
 
     def counts(self, axis: int) -> Place:
         """Return where the numbers of observed entries of a strip's rows are."""

@@ -73,9 +73,7 @@ class Loop:
     def __post_init__(self, reached: Reached | None) -> None:
         count = len(self.objective.sides[0].penalties)
         if reached is None:
-            nothing: list[list[Record]] = [[] for _ in range(count)]
-            objectives, drop = [math.nan] * count, self.rules.drop_after
-            reached = Reached(None, {}, nothing, objectives, {}, drop)
+            reached = Reached.at_start(count, self.rules.drop_after)
         self._go_on_from(reached)
         self._alive = set(range(count)) - set(self._outcomes)
         self._settle()
@@ -105,7 +103,10 @@ class Loop:
             self._save()
         except ClusterError as error:
             warnings.warn(NOT_SAVED.format(error), UserWarning, stacklevel=2)
-        return [self._at_home(self._outcomes[k]) for k in sorted(self._outcomes)]
+        return [
+            replace(found, state=found.state and self._bring_home(found.state))
+            for _, found in sorted(self._outcomes.items())
+        ]
 
     def _settle(self) -> None:
         """Note where the fit is: after a batch, with all that follows from it."""
@@ -138,10 +139,6 @@ class Loop:
         self._outcomes = dict(reached.outcomes)
         self._drop_next = reached.drop_next
 
-    def _at_home(self, outcome: Outcome) -> Outcome:
-        there = outcome.state
-        return replace(outcome, state=there and self._bring_home(there))
-
     def _go_on(self) -> None:
         """Run a batch, or end the fit; what is lost is begun anew the next time."""
         try:
@@ -160,14 +157,22 @@ class Loop:
                 raise ending from error
         except KeyboardInterrupt:
             self._interrupts.seen()
-            reached = self._state
-            if reached is None and self._snapshot is not None:
-                reached = self._snapshot[0]
-            if reached is None or self._stopped:
+            kept = self._snapshot[0] if self._snapshot else None
+            if self._stopped or not (
+                self._interrupted_at(self._state) or self._interrupted_at(kept)
+            ):
                 raise
-            self._stopped = True
-            self._state = reached
+
+    def _interrupted_at(self, reached: State | None) -> bool:
+        """End the fit with a state; return whether that could be had."""
+        if reached is None:
+            return False
+        self._stopped, self._state = True, reached
+        try:
             self._retire(reached, dict.fromkeys(self._alive, "interrupted"))
+        except WorkersLost:  # who interrupts a fit may stop its workers as well
+            return False
+        return True
 
     def _begin(self) -> State:
         """Return the state to begin with: the start or, after a loss, what was kept."""
@@ -188,6 +193,7 @@ class Loop:
 
     def _run_batch(self, state: State) -> None:
         """Run the rounds up to the next check, and look at what they say."""
+        self.data = self.data.shared(self.runner)
         batch, self._ahead = self._ahead, None
         if batch is None or batch.before is not state:
             batch = self._submit(state)

@@ -6,7 +6,10 @@ bytes = the process itself + data + factors + temporaries
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import NamedTuple
+
+from dask.utils import parse_bytes
 
 from dmf.engine.cost import CURVATURE_BYTES, Machine, Work
 from dmf.engine.lower import FAN_IN_LARGE
@@ -97,3 +100,26 @@ def threads_of(machine: Machine) -> int:
     if machine.gpu:
         return 2  # one arrives while it works on the other
     return math.ceil(machine.threads / max(1, machine.workers))
+
+
+def limited(machine: Machine, memory: float | str | None) -> Machine:
+    """Return a machine whose workers have so many bytes, or as in "8 GiB".
+
+    Raises
+    ------
+    ValueError
+        It isn't a number of bytes above 0.
+    """
+    if memory is None:
+        return machine
+    try:
+        given = float(parse_bytes(memory)) if memory else 0.0
+    except (ValueError, TypeError, AttributeError):
+        given = 0.0
+    if not given > 0:
+        msg = (
+            f"memory_limit must be a number of bytes above 0, or as in '8 GiB'; got "
+            f"{memory!r}"
+        )
+        raise ValueError(msg)
+    return replace(machine, memory=given)

@@ -7,7 +7,6 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -17,7 +16,7 @@ import dask.threaded
 import psutil
 from dask.base import persist
 from dask.system import CPU_COUNT
-from dask.utils import parse_bytes, parse_timedelta
+from dask.utils import parse_timedelta
 
 from dmf.device import RESOURCE, Gpu, to_device, to_host
 from dmf.engine.blas import one_blas_thread
@@ -98,6 +97,9 @@ class Runner(Protocol):
         `ready` is what makes them ready there.
         """
 
+    def share(self, leaves: list[Leaf]) -> list[Leaf] | None:
+        """Deal values that are in order to workers that are new; None: nobody is."""
+
     def run(self, graph: Graph, keys: list[Key]) -> dict[Key, Leaf]:
         """Compute keys; return what stands for their values in the next graph."""
 
@@ -164,6 +166,9 @@ class Threads(_Placing):
     ) -> list[Leaf]:
         return values if ready is None else [ready(value) for value in values]
 
+    def share(self, leaves: list[Leaf]) -> list[Leaf] | None:
+        return None
+
     def run(self, graph: Graph, keys: list[Key]) -> dict[Key, Leaf]:
         chosen = dask.config.get("scheduler", None)
         if chosen is None:
@@ -203,6 +208,7 @@ class Cluster(_Placing):
         self._client = client
         # Of tasks: those on a GPU go where one is offered.
         self._needs: dict[str, Any] = {} if gpu is None else {"resources": RESOURCE}
+        self._workers: set[str] | None = None  # among whom things were dealt last
 
     def put(
         self,
@@ -236,6 +242,30 @@ class Cluster(_Placing):
         except TimeoutError as error:
             raise no_worker(seconds) from error
 
+    def share(self, leaves: list[Leaf]) -> list[Leaf] | None:
+        with translated(self._client):
+            there = set(self._client.nthreads())
+            new = there - (self._workers or there)
+            self._workers = there
+            if not new:
+                return None
+            shared: list[Leaf] = []
+            for worker, part in self._dealt(len(leaves), in_order=True):
+                mine = leaves[part]
+                if worker is not None and worker[0] in new:
+                    # A result can be computed again elsewhere; copies that are only
+                    # replicated are taken away by Dask as it likes.
+                    mine = self._client.map(
+                        _same,
+                        mine,
+                        workers=worker,
+                        allow_other_workers=True,
+                        pure=False,
+                        **self._needs,
+                    )
+                shared += mine
+            return shared
+
     def run(self, graph: Graph, keys: list[Key]) -> dict[Key, Leaf]:
         # Tasks aren't bound to workers, not even loosely: those whose worker has died
         # would wait for it.
@@ -251,6 +281,8 @@ class Cluster(_Placing):
             self._client.scheduler_info(n_workers=-1)["workers"] if in_order else {}
         )
         threads = [worker["nthreads"] for worker in workers.values()]
+        if in_order:
+            self._workers = set(workers)
         if len(workers) < 2:
             yield None, slice(None)
             return
@@ -310,27 +342,8 @@ class Cluster(_Placing):
             yield
 
 
-def limited(machine: Machine, memory: float | str | None) -> Machine:
-    """Return a machine whose workers have so many bytes, or as in "8 GiB".
-
-    Raises
-    ------
-    ValueError
-        It isn't a number of bytes above 0.
-    """
-    if memory is None:
-        return machine
-    try:
-        given = float(parse_bytes(memory)) if memory else 0.0
-    except (ValueError, TypeError, AttributeError):
-        given = 0.0
-    if not given > 0:
-        msg = (
-            f"memory_limit must be a number of bytes above 0, or as in '8 GiB'; got "
-            f"{memory!r}"
-        )
-        raise ValueError(msg)
-    return replace(machine, memory=given)
+def _same(value: Any) -> Any:
+    return value
 
 
 def _memory() -> float:

@@ -1,0 +1,129 @@
+"""Many clients on one cluster, and workers that come and go while a fit runs."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+import pytest
+from distributed import Client, LocalCluster
+from distributed.diagnostics.plugin import SchedulerPlugin
+
+import dmf
+from benchmarks.common import power_law
+from dmf.engine.loop import Loop
+from tests.problems import low_rank, same_factors
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+
+SETTINGS: dict[str, Any] = {"penalty": dmf.Ridge(0.1), "max_rounds": 12, "tol": 0}
+
+
+@pytest.fixture
+def blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut X into several blocks, however small it is."""
+    monkeypatch.setattr("dmf.engine.grid.ranked_grids", lambda work, machine: [(4, 2)])
+
+
+def alone(X: Any, rank: int, **settings: Any) -> dmf.Factorization:
+    """Fit on this process's threads, also while a client is active."""
+    with dask.config.set(scheduler="threads"):
+        return dmf.factorize(X, rank, **SETTINGS | settings)
+
+
+@pytest.mark.usefixtures("blocks", "client")
+def test_four_clients_at_once_get_what_each_gets_alone(cluster: Any) -> None:
+    problems = [low_rank(60 + 10 * k, 40 + 5 * k, seed=k) for k in range(4)]
+    forms = [
+        problem.nan if k % 2 else problem.sparse() for k, problem in enumerate(problems)
+    ]
+
+    def fit(k: int) -> dmf.Factorization:
+        with Client(cluster, set_as_default=False) as client:
+            return dmf.factorize(forms[k], 2 + k, seed=k, client=client, **SETTINGS)
+
+    expected = [alone(X, 2 + k, seed=k) for k, X in enumerate(forms)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(fit, range(4)))
+    assert all(map(same_factors, found, expected))
+
+
+def test_a_plan_that_does_not_fit_kills_no_worker(client: Any) -> None:
+    workers = client.run(os.getpid)
+    X = da.ones((10**5, 10**5), chunks=(4000, 4000))
+    with pytest.raises(ValueError, match=r"GiB|TiB|memory"):
+        dmf.factorize(X, 8, client=client, max_rounds=1, stream=False)
+    assert client.run(os.getpid) == workers
+
+
+class Witness(SchedulerPlugin):  # type: ignore[misc]
+    """Notes which workers ran tasks of which rounds."""
+
+    name = "witness"
+
+    def __init__(self) -> None:
+        self.workers: dict[int, set[str]] = defaultdict(set)
+
+    def transition(
+        self, key: Any, start: str, finish: str, *arguments: Any, **options: Any
+    ) -> None:
+        if finish != "memory" or not isinstance(key, tuple) or "worker" not in options:
+            return
+        if key[0].startswith(("gradient", "curvature", "direction")):
+            _, _, round, *_ = key
+            self.workers[round].add(options["worker"])
+
+
+@pytest.fixture
+def lone() -> Iterator[Any]:
+    """A cluster of one worker, which may have others."""
+    with LocalCluster(
+        n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0"
+    ) as cluster:
+        yield cluster
+
+
+@pytest.mark.usefixtures("blocks")
+@pytest.mark.parametrize("form", ["in memory", "dask"])
+def test_workers_that_join_are_used_and_those_that_leave_change_nothing(
+    lone: Any, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    X = power_law(2000, 1000, 120_000, rank=5)
+    if form == "dask":
+        monkeypatch.setattr("dmf.engine.grid.KEEP_CHUNKS", 10**9)
+        X = da.from_array(low_rank(400, 300).nan, chunks=(100, 150))
+    expected = alone(X, 5)
+    witness = Witness()
+    lone.scheduler.add_plugin(witness)
+    begun = []
+    begin = Loop._begin
+    monkeypatch.setattr(Loop, "_begin", lambda self: begun.append(1) or begin(self))
+    with Client(lone, set_as_default=False) as client:
+        (first,) = client.nthreads()
+
+        def come_and_go(record: dmf.Record) -> None:
+            if record.round == 4:
+                lone.scale(2)
+                client.wait_for_workers(2)
+            if record.round == 9:
+                lone.sync(lone.scale_down, [1])
+
+        found = dmf.factorize(X, 5, client=client, callbacks=[come_and_go], **SETTINGS)
+        with client.as_current():
+            W, H = np.asarray(found.W), np.asarray(found.H)
+        for one, other in ((W, expected.W), (H, expected.H)):
+            np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
+    # One joins while round 4 is told, when round 5 is sent already.
+    assert all(witness.workers[k] == {first} for k in range(1, 5))
+    (other,) = witness.workers[6] - {first}
+    assert all(witness.workers[k] == {first, other} for k in (6, 7, 8, 9))
+    assert witness.workers[12] == {first}
+    # Dask itself computes again what a leaving worker has computed last; where X came
+    # from this process, the fit goes on from what was kept here.
+    assert len(begun) <= 2
