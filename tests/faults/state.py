@@ -104,6 +104,11 @@ class Shared:
         self[name] += 1
         return self[name]
 
+    def progress(self) -> int:
+        """Return what grows while anything happens: tasks, the log of the client."""
+        log = self.folder / "client.log"
+        return self["transitions"] + (log.stat().st_size if log.exists() else 0)
+
     def operation(self) -> int:
         """Count an operation on the store, by whichever process it is."""
         file = os.open(self.folder / "operations", os.O_WRONLY | os.O_APPEND)

@@ -9,7 +9,7 @@ import pytest
 
 from tests.faults.harness import Stage, draw, play
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="session")
