@@ -234,6 +234,31 @@ def test_a_worker_killed_while_restarts_run_together(
     assert len(seen) == len(set(seen)) == 3 * 8 + 2 * 7
 
 
+class Leaving:
+    """A client whose scheduler goes just now."""
+
+    status = "running"
+
+    def scheduler_info(self, n_workers: int) -> dict[str, Any]:
+        return {}
+
+    def nthreads(self) -> dict[str, int]:
+        raise OSError
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [Cluster.machine, Cluster.used, lambda runner: runner.share([])],
+    ids=["machine", "used", "share"],
+)
+def test_a_scheduler_that_goes_while_it_is_asked(ask: Any) -> None:
+    runner = Cluster(Leaving())  # type: ignore[arg-type]
+    with pytest.raises(
+        ClusterError, match=r"^the connection to the scheduler was lost \(the client is"
+    ):
+        ask(runner)
+
+
 def loses(times: int, work: Any) -> Any:
     """Return what loses workers so often before it works."""
     left = [times]

@@ -54,12 +54,23 @@ def test_four_clients_at_once_get_what_each_gets_alone(cluster: Any) -> None:
     assert all(map(same_factors, found, expected))
 
 
-def test_a_plan_that_does_not_fit_kills_no_worker(client: Any) -> None:
-    workers = client.run(os.getpid)
-    X = da.ones((10**5, 10**5), chunks=(4000, 4000))
-    with pytest.raises(ValueError, match=r"GiB|TiB|memory"):
-        dmf.factorize(X, 8, client=client, max_rounds=1, stream=False)
-    assert client.run(os.getpid) == workers
+def test_a_plan_that_does_not_fit_kills_no_worker() -> None:
+    X = da.ones((20_000, 20_000), chunks=(2000, 2000))
+    with (
+        LocalCluster(
+            n_workers=2,
+            threads_per_worker=1,
+            memory_limit="600 MiB",
+            dashboard_address="127.0.0.1:0",
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        workers = client.run(os.getpid)
+        with pytest.raises(
+            ValueError, match=r"^the fit would take 1\.\d+ GB of memory "
+        ):
+            dmf.factorize(X, 8, client=client, max_rounds=1, stream=False)
+        assert client.run(os.getpid) == workers
 
 
 class Witness(SchedulerPlugin):  # type: ignore[misc]

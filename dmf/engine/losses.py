@@ -64,6 +64,15 @@ def no_worker(seconds: float) -> ClusterError:
     return ClusterError(msg)
 
 
+def disconnected(client: Client) -> ClusterError:
+    """Return what ends a fit whose scheduler has gone."""
+    msg = (
+        f"the connection to the scheduler was lost (the client is {client.status}); "
+        "look why it has ended, and run it again"
+    )
+    return ClusterError(msg)
+
+
 @contextmanager
 def translated(client: Client) -> Iterator[None]:
     """Raise `WorkersLost` where distributed says that data are gone.
@@ -76,11 +85,7 @@ def translated(client: Client) -> Iterator[None]:
     from distributed.scheduler import NoWorkerError
 
     if client.status != "running":
-        msg = (
-            f"the connection to the scheduler was lost (the client is {client.status});"
-            " look why it has ended, and run it again"
-        )
-        raise ClusterError(msg)
+        raise disconnected(client)
     try:
         yield
     except KilledWorker as error:

@@ -22,7 +22,7 @@ from dmf.device import RESOURCE, Gpu, to_device, to_host
 from dmf.engine.blas import one_blas_thread
 from dmf.engine.cost import Machine
 from dmf.engine.interrupts import kept
-from dmf.engine.losses import no_worker, translated
+from dmf.engine.losses import disconnected, no_worker, translated
 from dmf.engine.lower import Graph, Key
 
 if TYPE_CHECKING:
@@ -244,7 +244,7 @@ class Cluster(_Placing):
 
     def share(self, leaves: list[Leaf]) -> list[Leaf] | None:
         with translated(self._client):
-            there = set(self._client.nthreads())
+            there = set(self._threads())
             new = there - (self._workers or there)
             self._workers = there
             if not new:
@@ -277,9 +277,7 @@ class Cluster(_Placing):
         self, count: int, in_order: bool
     ) -> Iterator[tuple[list[str] | None, slice]]:
         """Deal things out in order, by the threads of workers; None: to any of them."""
-        workers = (
-            self._client.scheduler_info(n_workers=-1)["workers"] if in_order else {}
-        )
+        workers = self._told() if in_order else {}
         threads = [worker["nthreads"] for worker in workers.values()]
         if in_order:
             self._workers = set(workers)
@@ -298,10 +296,26 @@ class Cluster(_Placing):
                 leaves = self._client.map(to_host, leaves, pure=False, **self._needs)
             return list(self._client.gather(leaves))
 
+    def _told(self) -> dict[str, Any]:
+        """Return what the scheduler says of each worker."""
+        info = self._client.scheduler_info(n_workers=-1)
+        if "workers" not in info:  # the connection is just being lost
+            raise disconnected(self._client)
+        workers: dict[str, Any] = info["workers"]
+        return workers
+
+    def _threads(self) -> dict[str, int]:
+        """Return the threads of each worker, which takes less to say."""
+        try:
+            threads: dict[str, int] = self._client.nthreads()
+        except OSError as error:
+            raise disconnected(self._client) from error
+        return threads
+
     def machine(self) -> Machine:
         if self.gpu is not None:
             return self._gpus(self.gpu)
-        workers = self._client.scheduler_info(n_workers=-1)["workers"].values()
+        workers = self._told().values()
         if not workers:  # they may come later: room for a few
             return Machine(CPU_COUNT, 1)
         return Machine(
@@ -312,7 +326,7 @@ class Cluster(_Placing):
 
     def _gpus(self, gpu: Gpu) -> Machine:
         """Return the GPUs that workers offer, or refuse to wait for one."""
-        workers = self._client.scheduler_info(n_workers=-1)["workers"]
+        workers = self._told()
         offering = [
             address
             for address, worker in workers.items()
@@ -332,7 +346,7 @@ class Cluster(_Placing):
     def used(self) -> float:
         if self.gpu is not None:
             return 0.0
-        workers = self._client.scheduler_info(n_workers=-1)["workers"].values()
+        workers = self._told().values()
         return max((w["metrics"].get("memory", 0.0) for w in workers), default=0.0)
 
     @contextmanager
