@@ -28,6 +28,7 @@ from dmf.engine.grid import (
     stored_in,
 )
 from dmf.engine.layout import grid_of_chunks
+from dmf.engine.losses import WorkersLost
 from dmf.engine.memory import threads_of
 from dmf.engine.runner import Threads
 from tests.problems import low_rank
@@ -259,7 +260,6 @@ def test_the_plan_outlives_the_workers_that_it_was_made_for(
     lost_in: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a loss there may be fewer: strips must fit the blocks all the same."""
-    from dmf.engine import runner as runners
 
     machines = [Machine(5, 5)]
     fetches: list[int] = []
@@ -276,7 +276,7 @@ def test_the_plan_outlives_the_workers_that_it_was_made_for(
             if len(fetches) == lost_in and self.losing:
                 machines.append(Machine(4, 4))
                 msg = "gone"
-                raise runners.WorkersLost(msg)
+                raise WorkersLost(msg)
             return leaves
 
     def ranking(work: Work, machine: Machine) -> list[tuple[int, int]]:
