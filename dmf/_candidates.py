@@ -14,10 +14,11 @@ import numpy as np
 from dmf._checkpoint import Keep, Saved
 from dmf.device import Gpu
 from dmf.engine.arrays import factor_of, level_of, offsets_of
-from dmf.engine.data import Data, load
+from dmf.engine.data import Data
 from dmf.engine.endings import Outcome, Rules
 from dmf.engine.fingerprint import digest_of, fingerprint
 from dmf.engine.kinds import is_dask
+from dmf.engine.loading import load
 from dmf.engine.loop import Loop
 from dmf.engine.losses import insisting
 from dmf.engine.rounds import start_state

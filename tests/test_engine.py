@@ -15,7 +15,7 @@ from dask.sizeof import sizeof
 import dmf
 from benchmarks.common import power_law
 from dmf.engine import grid
-from dmf.engine.data import load
+from dmf.engine.loading import load
 from dmf.engine.lower import Lowering, Place
 from dmf.engine.rounds import build_rounds, start_state
 from dmf.engine.runner import Tasks, Threads

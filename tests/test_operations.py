@@ -30,7 +30,7 @@ MODULES = [
     ("jobs/align.py",),
     ("engine/cluster.py",),
     ("engine/tls.py",),
-    ("engine/runner.py", "ClusterError", "WorkersLost"),
+    ("engine/losses.py",),
     ("engine/checkpoint.py",),
     ("io/checkpoints.py",),
     ("_checkpoint.py", "OtherFitError", "FileExistsError"),

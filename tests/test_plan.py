@@ -17,7 +17,6 @@ import dmf
 from benchmarks.common import power_law
 from dmf.engine import grid
 from dmf.engine.cost import Machine, Work, cost_of, tasks_of
-from dmf.engine.data import load
 from dmf.engine.grid import (
     Grid,
     balanced_bounds,
@@ -28,6 +27,7 @@ from dmf.engine.grid import (
     stored_in,
 )
 from dmf.engine.layout import grid_of_chunks
+from dmf.engine.loading import load
 from dmf.engine.losses import WorkersLost
 from dmf.engine.memory import threads_of
 from dmf.engine.runner import Threads

@@ -20,7 +20,8 @@ from click.testing import CliRunner
 import dmf
 from dmf import _candidates
 from dmf.cli import main
-from dmf.engine.data import Data, load
+from dmf.engine.data import Data
+from dmf.engine.loading import load
 from dmf.engine.runner import Cluster
 from tests.problems import low_rank
 

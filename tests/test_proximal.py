@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 import dmf
-from dmf.engine.data import load
+from dmf.engine.loading import load
 from dmf.engine.rounds import build_half, start_state
 from dmf.engine.runner import choose_runner
 from dmf.init import GivenStart

@@ -24,9 +24,9 @@ import dmf
 from benchmarks.memory import peak_of
 from dmf.engine import layout
 from dmf.engine.cost import Machine, Work
-from dmf.engine.data import load
 from dmf.engine.grid import Grid, even_bounds
 from dmf.engine.layout import layout_for, work_of
+from dmf.engine.loading import load
 from dmf.engine.memory import PROCESS
 from dmf.engine.runner import Threads
 from dmf.io.matrices import open_matrix, write_matrix

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from dmf.engine.data import Data, load
+from dmf.engine.data import Data
+from dmf.engine.loading import load
 from dmf.engine.rounds import build_half, start_state
 from dmf.engine.runner import Runner
 from dmf.engine.state import State

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dmf.engine.chunks import Chunks, in_chunks
-from dmf.engine.data import load
 from dmf.engine.kinds import is_dask
+from dmf.engine.loading import load
 from dmf.engine.rounds import build_errors, start_state
 from dmf.engine.runner import Runner, choose_runner
 from dmf.entries import is_sparse
