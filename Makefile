@@ -13,14 +13,16 @@ demo: $(VENV)/.user
 	find dmf -name '*.nb[ic]' -delete
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 -m "not faults"
 
 # The kernels for GPUs, on one that numba-cuda simulates.
 test-cuda: $(VENV)/.dev
 	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest -n 2 tests/cuda
 
-# Jobs that meet faults at random moments; prints what became of each.
+# What kills workers and clients; then jobs that meet faults at random moments, with a table
+# of what became of each.
 test-faults-short: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 -m faults
 	$(BIN)/python -m pytest tests/faults -n 2 --faults 24
 
 test-faults: $(VENV)/.dev

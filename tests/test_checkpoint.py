@@ -485,6 +485,7 @@ COMMAND = (
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 def test_killed_at_random_moments(tmp_path: Path) -> None:
     """The model that is there in the end is that of a run that nothing disturbed."""
     np.save(tmp_path / "X.npy", PROBLEM.nan)
@@ -525,6 +526,7 @@ def test_on_a_cluster(client: Any, case: str, tmp_path: Path) -> None:
 
 @pytest.mark.cluster
 @pytest.mark.slow
+@pytest.mark.faults
 def test_workers_that_die_are_no_loss(tmp_path: Path) -> None:
     """What they took along is read again from the checkpoint, or computed from it."""
     from distributed import Client, LocalCluster
@@ -549,6 +551,7 @@ def test_workers_that_die_are_no_loss(tmp_path: Path) -> None:
 
 @pytest.mark.cluster
 @pytest.mark.slow
+@pytest.mark.faults
 def test_a_scheduler_that_died_is_no_loss(tmp_path: Path) -> None:
     from distributed import Client, LocalCluster
 

@@ -39,6 +39,8 @@ from tests.jobs import (
     write_rows,
 )
 
+pytestmark = pytest.mark.faults
+
 # --------------------------------------------------------------------------------- lock
 
 HOLDER = """

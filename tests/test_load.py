@@ -20,7 +20,7 @@ from benchmarks.common import power_law
 from dmf.engine.loop import Loop
 from tests.problems import low_rank, same_factors
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [pytest.mark.cluster, pytest.mark.faults, pytest.mark.slow]
 
 SETTINGS: dict[str, Any] = {"penalty": dmf.Ridge(0.1), "max_rounds": 12, "tol": 0}
 
