@@ -22,8 +22,9 @@ import numpy as np
 
 import dmf
 from benchmarks.common import in_turns, median_ms, power_law, print_machine
-from dmf.engine.data import Data, load
+from dmf.engine.data import Data
 from dmf.engine.endings import Rules
+from dmf.engine.loading import load
 from dmf.engine.loop import Loop
 from dmf.engine.rounds import build_rounds, start_state
 from dmf.engine.runner import Cluster, Runner, Threads

@@ -35,8 +35,8 @@ from dmf.engine.cost import (
     on_cluster,
     tasks_of,
 )
-from dmf.engine.data import load
 from dmf.engine.grid import ranked_grids
+from dmf.engine.loading import load
 from dmf.engine.runner import Cluster, Runner, Threads
 
 CORES = 2
