@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # What locks and audits dependencies has some of its own.
 TOOLS := .tools
 
-.PHONY: demo test test-faults test-faults-short test-slurm test-deploy test-cuda lock audit lint \
+.PHONY: demo test test-slow test-faults test-faults-short test-slurm test-deploy test-cuda lock audit lint \
 	bench bench-full clean
 
 demo: $(VENV)/.user
@@ -13,7 +13,11 @@ demo: $(VENV)/.user
 	find dmf -name '*.nb[ic]' -delete
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 -m "not faults"
+	$(BIN)/python -m pytest -n 2 -m "not faults and not slow"
+
+# What takes longer: peaks of memory, examples in full, commands on worker processes.
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 -m "slow and not faults"
 
 # The kernels for GPUs, on one that numba-cuda simulates.
 test-cuda: $(VENV)/.dev
@@ -69,6 +73,7 @@ bench-full: bench
 	$(MEASURE) benchmarks.engine --large
 	$(MEASURE) benchmarks.model
 	$(MEASURE) benchmarks.growth
+	$(MEASURE) benchmarks.longrun
 	$(MEASURE) benchmarks.plan
 	$(MEASURE) benchmarks.scaling
 	$(MEASURE) benchmarks.imputation

@@ -64,8 +64,14 @@ CATALOG = {
     "dmf": System(
         "dmf",
         "dmf",
-        (SHRUNK, grid(offset_ridge=(2.0, 10.0))),
-        note="its default solver, offsets of rows and columns, float32",
+        (SHRUNK, grid(offset_ridge=(2.0, 10.0)), grid(scaled=(True,))),
+        note="NormalizedGradient(scaled=True), offsets of both, float32",
+    ),
+    "dmf, default": System(
+        "dmf",
+        "dmf",
+        (SHRUNK, grid(offset_ridge=(2.0, 10.0)), grid(scaled=(False,))),
+        note="the same with its default solver",
     ),
     "LIBMF": System(
         "libmf",

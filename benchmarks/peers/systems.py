@@ -57,6 +57,7 @@ def dmf(ratings: Ratings, options: Options) -> Predict:
         offsets="both",
         penalty=dmf.Ridge(own["ridge"], by_count=own["by_count"]) + dmf.Ridge(shared),
         offset_penalty=dmf.Ridge(own["offset_ridge"]),
+        solver=dmf.NormalizedGradient(scaled=own["scaled"]),
         max_rounds=options.iterations,
         tol=0,
         progress=False,
@@ -400,6 +401,7 @@ def scatter(length: int, ids: Array, *arrays: Array, absent: float = 0.0) -> lis
 
 SYSTEMS: dict[str, Callable[[Ratings, Options], Predict]] = {
     "dmf": dmf,
+    "dmf, default": dmf,
     "cmfrec": cmfrec,
     "LIBMF": libmf,
     "LensKit": lenskit,

@@ -30,7 +30,7 @@ from benchmarks.peers.settings import (
     write_settings,
 )
 
-COUNTS = [5, 10, 20, 40, 80]
+COUNTS = [5, 7, 10, 14, 20, 40, 80]
 SECONDS = 40.0  # of fitting, for a combination of parameters
 CLOSE = 1.001
 
