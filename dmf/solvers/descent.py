@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, is_numpy_namespace
 
 from dmf.kernels.strips import Directions, change_along
 from dmf.objective import Side, Terms
@@ -19,6 +19,9 @@ from dmf.solvers.base import HalfStep, Moved, Value, report_of
 from dmf.solvers.loss import Loss, through
 
 Array = Any
+
+# Rows of a strip whose gradients are scaled at once.
+TILE_ROWS = 1024
 
 
 class Quadratic(NamedTuple):
@@ -151,7 +154,6 @@ def scaled_descent(
     lead to the row's minimum. How long it is doesn't matter.
     """
     xp = array_namespace(moving)
-    slope = terms.still(summed[0] + terms.gradient(moving))
     if terms.free is not None:
         free = xp.astype(terms.free, gram.dtype)
         gram = gram * free * free[:, None]
@@ -159,18 +161,31 @@ def scaled_descent(
     # In units of the largest: float32 has room for what is left.
     top = values[:, -1:]
     top = xp.where(top > 0, top, xp.ones_like(top))
-    values = xp.where(values > 0, values, xp.zeros_like(values)) / top
     # The offsets' own ridge is left out: all columns of a row share the eigenvectors.
     ridge = xp.astype(terms.ridge[..., :1], xp.float64) * (fixed_rows / top)
-    weight = counts + unobserved * (fixed_rows - counts)
-    curvature = xp.astype(weight[:, None, None] * values + ridge, moving.dtype)
-    turned = through(slope, vectors)
-    flat = curvature <= xp.finfo(moving.dtype).eps * curvature[..., -1:]
-    safe = xp.where(flat, xp.ones_like(curvature), curvature)
-    turned = xp.where(flat, xp.zeros_like(turned), turned / safe)
-    down = -through(turned, xp.matrix_transpose(vectors))
-    # Columns that never move, and those beyond a candidate's rank, have no slope.
-    return xp.where(slope == 0, xp.zeros_like(down), down)
+    weight = (counts + unobserved * (fixed_rows - counts))[:, None, None]
+    # Where next to nothing curves, the slope is rounding: it shall not grow.
+    least = float(xp.finfo(moving.dtype).eps) ** 0.5 * (weight + ridge)
+    least = xp.where(least > 0, least, xp.ones_like(least))
+    values, vectors, weight, ridge, least = (
+        xp.astype(part, moving.dtype)
+        for part in (values / top, vectors, weight, ridge, least)
+    )
+    back = xp.matrix_transpose(vectors)
+    result = xp.empty_like(moving)
+    # Some rows at a time: what is made on the way stays in the cache of a processor.
+    length = moving.shape[0]
+    step = TILE_ROWS if is_numpy_namespace(xp) else max(1, length)
+    for start in range(0, length, step):
+        rows = slice(start, min(start + step, length))
+        pull = terms.rows(rows).gradient(moving[rows, ...])
+        slope = terms.still(summed[0][rows, ...] + pull)
+        curvature = weight[rows, ...] * values + ridge[rows, ...]
+        curvature = xp.maximum(curvature, least[rows, ...])
+        down = -through(through(slope, vectors) / curvature, back)
+        # Columns that never move, and those beyond a candidate's rank, have no slope.
+        result[rows, ...] = xp.where(slope == 0, xp.zeros_like(down), down)
+    return result
 
 
 def build_model(directions: Directions, curvature: Array, *, scope: str) -> Quadratic:
