@@ -141,7 +141,7 @@ def on_threads(graph: Graph, keys: list[Key]) -> dict[Key, Any]:
 class _Placing:
     """What a runner's tasks do to values from the host."""
 
-    def __init__(self, gpu: Gpu | None) -> None:
+    def __init__(self, gpu: Gpu | None = None) -> None:
         self.gpu = gpu
 
     @property
@@ -153,9 +153,6 @@ class Threads(_Placing):
     """Dask's scheduler in this process: threads, unless it is configured otherwise."""
 
     remote: ClassVar[bool] = False
-
-    def __init__(self, gpu: Gpu | None = None) -> None:
-        super().__init__(gpu)
 
     def put(
         self,
