@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 if TYPE_CHECKING:
     from dmf.solvers.base import Report
@@ -162,20 +163,30 @@ class History(Sequence[Record]):
 
     def to_dict(self) -> dict[str, list[float]]:
         """Return the columns as lists, for JSON or a data frame."""
-        rows = [asdict(record) for record in self._records]
-        return {name: [row[name] for row in rows] for name in COLUMNS}
+        return {name: column.tolist() for name, column in as_columns(self).items()}
 
     @classmethod
     def from_dict(
         cls, columns: dict[str, list[Any]], initial_objective: float
     ) -> History:
         """The inverse of `to_dict`."""
-        # A model of an older version lacks the columns that came later.
-        names = [name for name in COLUMNS if name in columns or name not in DEFAULTS]
-        rows = zip(*(columns[name] for name in names), strict=True)
-        records = [Record(**dict(zip(names, row, strict=True))) for row in rows]
-        return cls(records, initial_objective)
+        return cls(from_columns(columns), initial_objective)
 
 
 COLUMNS = tuple(f.name for f in fields(Record))
 DEFAULTS = {f.name for f in fields(Record) if f.default is not MISSING}
+
+
+def as_columns(records: Iterable[Record]) -> dict[str, NDArray[Any]]:
+    """Return the columns of records as arrays; a long history is small so."""
+    rows = map(attrgetter(*COLUMNS), records)
+    columns = list(zip(*rows, strict=True)) or [()] * len(COLUMNS)
+    return {name: np.array(one) for name, one in zip(COLUMNS, columns, strict=True)}
+
+
+def from_columns(columns: Mapping[str, ArrayLike]) -> list[Record]:
+    """The inverse of `as_columns`."""
+    # A model of an older version lacks the columns that came later.
+    names = [name for name in COLUMNS if name in columns or name not in DEFAULTS]
+    rows = zip(*(np.asarray(columns[name]).tolist() for name in names), strict=True)
+    return [Record(**dict(zip(names, row, strict=True))) for row in rows]

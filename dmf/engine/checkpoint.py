@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from itertools import chain
 from typing import Any, Protocol
 
 from dmf.device import to_host
@@ -16,7 +17,7 @@ from dmf.engine.endings import Best, Outcome
 from dmf.engine.lower import Graph, Key
 from dmf.engine.runner import Leaf, Runner, computed
 from dmf.engine.state import State
-from dmf.history import Record
+from dmf.history import Record, as_columns, from_columns
 from dmf.solvers.base import Moved
 from dmf.status import Certificate, Status
 
@@ -144,7 +145,7 @@ class Checkpoints:
         self._round, self._time = reached.round, time.monotonic()
         if not self.runner.remote:
             return reached
-        return self._rebuild(version)
+        return self._rebuild(version, _records(reached))
 
     def find(self) -> Version | None:
         """Return the last version that is sound; None if there never was one.
@@ -180,7 +181,7 @@ class Checkpoints:
 
     def restore(self, version: Version) -> Reached:
         """Return where the fit was, to go on from there."""
-        reached = self._rebuild(version)
+        reached = self._rebuild(version, self._read_records(version))
         # What is newer is damaged: it is written over before a sound one goes.
         self._version = version.number
         self._round, self._time = reached.round, time.monotonic()
@@ -218,7 +219,18 @@ class Checkpoints:
             if wrong:
                 raise DamagedError(wrong)
 
-    def _rebuild(self, version: Version) -> Reached:
+    def _read_records(self, version: Version) -> list[list[Record]]:
+        """Return the records of each candidate."""
+        described = version.reached
+        columns = self.store.read(
+            version.number, version.receipts[described["records"]]
+        )
+        records: list[list[Record]] = [[] for _ in described["initial"]]
+        for record in from_columns(columns):
+            records[record.candidate].append(record)
+        return records
+
+    def _rebuild(self, version: Version, records: list[list[Record]]) -> Reached:
         """Return where the fit was, with factors that tasks read from the store."""
         described = version.reached
         read = partial(
@@ -228,10 +240,10 @@ class Checkpoints:
         graph: Graph = {
             (token, number): (partial(read, receipt=receipt),)
             for number, receipt in enumerate(version.receipts)
+            if number != described["records"]
         }
         leaves = self.runner.run(graph, list(graph)) if graph else {}
         state = partial(_state, token=token, leaves=leaves)
-        records = [[Record(**one) for one in many] for many in described["records"]]
         best = {
             one["candidate"]: Best(one["rmse"], state(one["state"]), one["checks"])
             for one in described["best"]
@@ -286,6 +298,13 @@ class _Files:
             found.append(self.numbers[key])
         return found
 
+    def table(self, columns: dict[str, Array]) -> int:
+        """Return the number of a table that is written from this side."""
+        number = len(self.numbers)
+        self.numbers["table", number] = number
+        self.home["table", number] = columns
+        return number
+
     def describe(self, state: State | None) -> dict[str, Any] | None:
         if state is None:
             return None
@@ -311,10 +330,8 @@ def _describe(reached: Reached, files: _Files) -> dict[str, Any]:
             for candidate, best in reached.best.items()
             if candidate not in reached.outcomes
         ],
-        "records": [
-            [asdict(one) for one in reached.records_of(candidate)]
-            for candidate in range(len(reached.records))
-        ],
+        # Not among what is described: there are more of them with each round.
+        "records": files.table(as_columns(chain(*_records(reached)))),
         "initial": list(reached.initial),
         "outcomes": [
             {
@@ -331,6 +348,11 @@ def _describe(reached: Reached, files: _Files) -> dict[str, Any]:
         ],
         "drop_next": reached.drop_next,
     }
+
+
+def _records(reached: Reached) -> list[list[Record]]:
+    """Return the records that each candidate has come to."""
+    return [reached.records_of(k) for k in range(len(reached.records))]
 
 
 def _state(told: dict[str, Any], *, token: str, leaves: dict[Key, Leaf]) -> State:
@@ -369,7 +391,9 @@ def _look(*, store: Store, version: int, receipt: Any) -> str:
 
 
 def _arrays(value: Any) -> dict[str, Array]:
-    """Return a strip, or numbers, as named arrays."""
+    """Return a strip, numbers or a table as named arrays."""
+    if isinstance(value, dict):
+        return value
     if not isinstance(value, Moved):
         return {"value": value}
     memory = value.memory or ()
@@ -378,7 +402,7 @@ def _arrays(value: Any) -> dict[str, Array]:
 
 
 def _value(arrays: dict[str, Array]) -> Any:
-    """The inverse of `_arrays`."""
+    """The inverse of `_arrays`, but for tables."""
     if "value" in arrays:
         return arrays["value"]
     memory = tuple(arrays[f"memory_{k}"] for k in range(len(arrays) - 1))
