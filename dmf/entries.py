@@ -47,7 +47,8 @@ def count_observed(X: Array, mask: Array | None) -> int:
     if is_sparse(X):
         X, mask = same_pattern(X, mask)
         X = X.data
-    return int(observed_entries(X, mask).sum())
+    observed = observed_entries(X, mask)
+    return int(to_host(array_namespace(observed).count_nonzero(observed)))
 
 
 def row_numbers(starts: Array) -> Array:

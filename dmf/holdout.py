@@ -13,13 +13,11 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from dmf.entries import canonical_csr, filled_dtype, is_sparse, row_numbers
-from dmf.kernels import dense
 
 Array = Any
 
 _WORD = 2**64
-# The increments and multipliers of SplitMix64 (Steele, Lea, Flood, "Fast splittable
-# pseudorandom number generators", OOPSLA 2014).
+# The increment and the multipliers of SplitMix64.
 _STEP = 0x9E3779B97F4A7C15
 _FIRST = 0xBF58476D1CE4E5B9
 _SECOND = 0x94D049BB133111EB
@@ -73,17 +71,26 @@ class Share(NamedTuple):
         rows, columns : arrays of uint64 that broadcast
             Where the entries are in the whole matrix.
         """
-        return self._chosen(self._mixed_rows(rows), columns)
+        xp = array_namespace(rows)
+        of_row, of_column = self._words_of(rows, columns)
+        return _mixed(xp, of_row + of_column) < _word(xp, self.limit)
 
-    def _mixed_rows(self, rows: Array) -> Array:
+    @property
+    def limit(self) -> int:
+        """Below it are the mixed words of what is held out."""
+        return int(self.fraction * _WORD)
+
+    def words(
+        self, xp: Any, shape: tuple[int, int], origin: tuple[int, int]
+    ) -> tuple[Array, Array]:
+        """Return what a part's rows and columns add to the words of their entries."""
+        return self._words_of(*self._numbers(xp, shape, origin))
+
+    def _words_of(self, rows: Array, columns: Array) -> tuple[Array, Array]:
         xp = array_namespace(rows)
         seed = _word(xp, (self.seed * _STEP + 1) % _WORD)
-        return _mixed(xp, rows * _word(xp, _STEP) + seed)
-
-    def _chosen(self, of_row: Array, columns: Array) -> Array:
-        xp = array_namespace(of_row)
-        of_entry = _mixed(xp, of_row + (columns + _word(xp, 1)) * _word(xp, _FIRST))
-        return of_entry < _word(xp, int(self.fraction * _WORD))
+        of_row = _mixed(xp, rows * _word(xp, _STEP) + seed)
+        return of_row, (columns + _word(xp, 1)) * _word(xp, _FIRST)
 
     def of_part(self, X: Array, origin: tuple[int, int]) -> Array:
         """Return `chosen` for the entries of a part of X; of a sparse one, the stored.
@@ -96,13 +103,10 @@ class Share(NamedTuple):
             must be the part's.
         """
         if is_sparse(X):
-            rows, columns = self._numbers(np, X.shape, origin)
-            # A row is mixed once, not once for each of its entries.
-            of_row = np.repeat(self._mixed_rows(rows), np.diff(X.indptr))
-            chosen = np.empty(X.nnz, dtype=bool)
-            for own in dense.cuts(X.nnz, PART):
-                chosen[own] = self._chosen(of_row[own], columns[X.indices[own]])
-            return chosen
+            from dmf.kernels.selection import drawn
+
+            words = self.words(np, X.shape, origin)
+            return drawn(X.indptr, X.indices, *words, self.limit)
         xp = array_namespace(X)
         rows, columns = self._numbers(xp, X.shape, origin)
         # In parts: the words take eight times as much as what they decide.
@@ -164,7 +168,7 @@ def blank(X: Array, held_out: Array) -> Array:
 
 
 def _mixed(xp: Any, word: Array) -> Array:
-    """Return SplitMix64's finaliser of each number: every bit depends on every bit."""
+    """Return `dmf.kernels.selection.mixed` of each number, in any namespace."""
     for shift, factor in ((30, _FIRST), (27, _SECOND)):
         shifted = xp.bitwise_right_shift(word, _word(xp, shift))
         word = xp.bitwise_xor(word, shifted) * _word(xp, factor)

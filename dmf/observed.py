@@ -57,6 +57,8 @@ class Observed(Sized):
     totals: Totals
 
 
+# Entries of a sparse block that are added up at once.
+PART = 2**16
 NO_COUNTS = (np.empty(0), np.empty(0))
 
 
@@ -203,6 +205,7 @@ def _observe_sparse(
     validation: Any | Share | None,
     again: bool = False,
 ) -> Observed:
+    from dmf.kernels.selection import picked
     from dmf.kernels.sparse import SparseBlock
 
     X, given = same_pattern(X, mask)
@@ -216,19 +219,12 @@ def _observe_sparse(
 
     def part(chosen: Array) -> SparseBlock:
         """Return a block of some of the entries that are stored."""
-        kept: Any = slice(None)
-        starts: Array = X.indptr
         if not np.all(chosen):
-            kept = np.flatnonzero(chosen)
-            starts = np.searchsorted(kept, X.indptr)
-        return SparseBlock(
-            starts.astype(np.int64, copy=False),
-            X.indices[kept].astype(np.int32, copy=False),
-            values[kept],
-            None if weights is None else weights[kept],
-            X.shape,
-            unobserved,
-        )
+            own = picked(X.indptr, X.indices, values, weights, chosen)
+            return SparseBlock(*own, X.shape, unobserved)
+        starts = X.indptr.astype(np.int64, copy=False)
+        columns = X.indices.astype(np.int32, copy=False)
+        return SparseBlock(starts, columns, values, weights, X.shape, unobserved)
 
     used, held_out = observed, None
     if validation is not None:
@@ -246,8 +242,9 @@ def _observe_sparse(
     counts = []
     for axis, other in ((0, X.shape[1]), (1, X.shape[0])):
         observed_here = _stored_along(block, axis)
-        zeros = other - _stored_along(stored, axis)
-        counts.append(observed_here + unobserved * zeros)
+        if unobserved > 0:
+            observed_here += unobserved * (other - _stored_along(stored, axis))
+        counts.append(observed_here)
     totals = _totals_sparse(stored, entries, held_out)
     return Observed(stored, held_out, (counts[0], counts[1]), totals)
 
@@ -256,8 +253,9 @@ def _stored_along(block: SparseBlock, axis: int) -> Array:
     """Return the number of stored entries of each row (axis 0) or column (axis 1)."""
     if axis == 0:
         return np.diff(block.starts).astype(np.float64)
-    counted = np.bincount(block.columns, minlength=block.shape[1])
-    return counted.astype(np.float64)
+    from dmf.kernels.selection import stored_in_columns
+
+    return stored_in_columns(block.columns, block.shape[1])
 
 
 def _with_weight_zero(block: SparseBlock, held_out: SparseBlock) -> SparseBlock:
@@ -311,11 +309,12 @@ def _totals_sparse(
         held = float(len(held_out.values) if w is None else np.sum(w, dtype=np.float64))
     masked = int(block.unobserved < 1 or block.weights is not None)
     zeros = math.prod(block.shape) - len(block.values)
-    return (
-        Totals(entries=entries, masked=masked, held_out=held)
-        + Totals.of(block.values, block.weights)
-        + Totals(weight=block.unobserved * zeros)
-    )
+    total = Totals(entries=entries, masked=masked, held_out=held)
+    # A few at a time: in float64, all of them would take twice what the block does.
+    for part in dense.cuts(len(block.values), PART):
+        weights = None if block.weights is None else block.weights[part]
+        total = total + Totals.of(block.values[part], weights)
+    return total + Totals(weight=block.unobserved * zeros)
 
 
 def _check_finite(
@@ -330,8 +329,11 @@ def _check_finite(
 def _check_finite_sparse(
     X: Any, observed: Array, origin: tuple[int, int], name: str = "X"
 ) -> None:
-    if X.data.dtype.kind == "f" and not np.all(np.isfinite(X.data[observed])):
-        entry = int(np.flatnonzero(np.isinf(X.data) & observed)[0])
+    if X.data.dtype.kind != "f":
+        return
+    infinite = np.isinf(X.data) & observed
+    if np.any(infinite):
+        entry = int(np.flatnonzero(infinite)[0])
         row = int(np.searchsorted(X.indptr, entry, side="right")) - 1
         _refuse_infinite(name, row + origin[0], int(X.indices[entry]) + origin[1])
 

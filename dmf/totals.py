@@ -68,14 +68,16 @@ class Totals:
             if values.size == 0:
                 return cls()
             mean = float(xp.mean(values))
-            spread = float(xp.sum((values - mean) ** 2))
+            apart = values - mean
+            spread = float(xp.sum(xp.vecdot(apart, apart)))
             return cls(weight=float(values.size), mean=mean, spread=spread)
         weights = xp.astype(weights, xp.float64)
         weight = float(to_host(xp.sum(weights)))
         if weight <= 0:
             return cls()
         mean = float(to_host(xp.sum(weights * values))) / weight
-        spread = float(to_host(xp.sum(weights * (values - mean) ** 2)))
+        apart = values - mean
+        spread = float(to_host(xp.sum(xp.vecdot(weights * apart, apart))))
         return cls(weight=weight, mean=mean, spread=spread)
 
     @property

@@ -21,7 +21,7 @@ from dmf.engine.lower import Key, Lowering, Place
 from dmf.engine.runner import Leaf, Runner, on_threads
 from dmf.engine.stream import Recipe, Streamed
 from dmf.engine.trace import Trace, follow
-from dmf.entries import canonical_csr, check_weights
+from dmf.entries import canonical_csr, check_weights, is_sparse
 from dmf.holdout import Share
 from dmf.observed import Observed, observe
 from dmf.totals import Totals
@@ -175,7 +175,7 @@ def _cut_arrays(
 
     def block(i: int, j: int) -> Observed:
         rows, columns = grid.strip(0, i), grid.strip(1, j)
-        parts = (Y[_slice(rows), _slice(columns)] for Y in matrices)
+        parts = (_part(Y, rows, columns) for Y in matrices)
         return look(rows, columns)(*parts)
 
     grid = layout.grid
@@ -305,8 +305,16 @@ def _count(
     return done, totals_of_all
 
 
-def _slice(rows: range) -> slice:
-    return slice(rows.start, rows.stop)
+def _part(Y: Any, rows: range, columns: range) -> Any:
+    """Return a part of a matrix in memory; whole rows aren't copied."""
+    if is_sparse(Y) and len(columns) == Y.shape[1]:
+        starts = Y.indptr[rows.start : rows.stop + 1]
+        own = slice(starts[0], starts[-1])
+        entries = (Y.data[own], Y.indices[own], starts - starts[0])
+        part = type(Y)(entries, shape=(len(rows), len(columns)))
+        part.has_canonical_format = Y.has_canonical_format
+        return part
+    return Y[rows.start : rows.stop, columns.start : columns.stop]
 
 
 def _lengths(bounds: tuple[int, ...]) -> tuple[int, ...]:
