@@ -30,8 +30,10 @@ class Speed:
         For each entry that a half-step visits.
     product : float
         For each of those entries and column of the factors.
+    row : float
+        For each row that an entry names and that isn't in the cache.
     line : float
-        For each cache line of a row that an entry names and that isn't in the cache.
+        For each cache line of such a row.
     number : float
         For each number of a strip that a half-step moves.
     added : float
@@ -45,11 +47,12 @@ class Speed:
     read : float
         For each byte of X that is read anew, and made into a block.
     cache : int
-        Bytes that stay close to a core.
+        Bytes of rows that stay close to a core, beside the entries that pass by.
     """
 
     entry: float
     product: float
+    row: float
     line: float
     number: float
     added: float
@@ -57,13 +60,14 @@ class Speed:
     task: float
     stage: float
     read: float
-    cache: int = 2 * 2**20
+    cache: int = 5 * 2**18
 
 
 SPARSE = Speed(
     entry=4e-9,
     product=1.7e-10,
-    line=2e-9,
+    row=3e-9,
+    line=6e-10,
     number=5e-9,
     added=1e-9,
     byte=0.0,
@@ -72,7 +76,7 @@ SPARSE = Speed(
     read=3e-9,
 )
 # Dense blocks are read in order, and BLAS multiplies them.
-DENSE = replace(SPARSE, entry=2e-9, product=8e-11, line=0.0)
+DENSE = replace(SPARSE, entry=2e-9, product=8e-11, row=0.0, line=0.0)
 
 
 def on_cluster(speed: Speed) -> Speed:
@@ -205,7 +209,8 @@ def cost_of(
     for axis, (strips, across) in enumerate((grid, grid[::-1])):
         length = work.shape[axis] / strips
         entries = imbalance * work.stored / blocks
-        each = speed.entry + speed.product * work.width + _misses(work, grid, speed)
+        each = speed.entry + speed.product * work.width
+        each += _misses(work, grid, axis, speed)
         waves = math.ceil(blocks / machine.threads)
         arithmetic += waves * entries * each
         if work.streamed:  # a pass for the gradient, and one for the curvature
@@ -226,15 +231,18 @@ def cost_of(
     return Cost(arithmetic, memory, messages, tasks)
 
 
-def _misses(work: Work, grid: tuple[int, int], speed: Speed) -> float:
+# Rows that an entry names by its column, in the passes for gradient and curvature: to
+# move W those of H; to move H also the sums, and a second direction.
+NAMED = ((1, 1), (2, 3))
+
+
+def _misses(work: Work, grid: tuple[int, int], axis: int, speed: Speed) -> float:
     """Return the seconds an entry of a half-step waits for rows that it names."""
-    columns = work.shape[1] / grid[1]
     row_bytes = work.width * work.itemsize
     lines = math.ceil(row_bytes / 64)
-    # Three rows in the mean: one in each pass moving W, two moving H.
-    footprint = 1.5 * columns * row_bytes
-    missed = max(0.0, 1 - speed.cache / footprint)
-    return 3 * lines * missed * speed.line
+    block_bytes = row_bytes * work.shape[1] / grid[1]
+    missed = (max(0.0, rows - speed.cache / block_bytes) for rows in NAMED[axis])
+    return sum(missed) * (speed.row + lines * speed.line)
 
 
 def longer_axis(shape: tuple[int, int]) -> int:
