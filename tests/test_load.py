@@ -112,6 +112,8 @@ def test_workers_that_join_are_used_and_those_that_leave_change_nothing(
     expected = alone(X, 5)
     witness = Witness()
     lone.scheduler.add_plugin(witness)
+    # To look at each round makes it sure in which one a new worker is seen.
+    monkeypatch.setattr("dmf.engine.runner.LOOK_SECONDS", 0)
     begun = []
     begin = Loop._begin
     monkeypatch.setattr(Loop, "_begin", lambda self: begun.append(1) or begin(self))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -27,6 +28,9 @@ from dmf.engine.lower import Graph, Key
 
 if TYPE_CHECKING:
     from distributed import Client
+
+# How often new workers are looked for: to ask takes as long as a small round.
+LOOK_SECONDS = 1.0
 
 Leaf = Any  # what stands for a computed value: the value itself, or a Future
 
@@ -206,6 +210,7 @@ class Cluster(_Placing):
         # Of tasks: those on a GPU go where one is offered.
         self._needs: dict[str, Any] = {} if gpu is None else {"resources": RESOURCE}
         self._workers: set[str] | None = None  # among whom things were dealt last
+        self._looked = -math.inf  # when that was
 
     def put(
         self,
@@ -228,7 +233,7 @@ class Cluster(_Placing):
         if worker is not None:
             try:
                 return list(self._client.scatter(values, worker, hash=False))
-            except (KeyError, TimeoutError):  # it has gone, or is paused
+            except (KeyError, OSError):  # it has gone, is just going, or is paused
                 return self._scattered(values, None)
         # They wait for any worker as long as tasks would.
         config = dask.config.get("distributed")
@@ -240,10 +245,12 @@ class Cluster(_Placing):
             raise no_worker(seconds) from error
 
     def share(self, leaves: list[Leaf]) -> list[Leaf] | None:
+        if time.monotonic() - self._looked < LOOK_SECONDS:
+            return None
         with translated(self._client):
             there = set(self._threads())
             new = there - (self._workers or there)
-            self._workers = there
+            self._workers, self._looked = there, time.monotonic()
             if not new:
                 return None
             shared: list[Leaf] = []
@@ -336,9 +343,8 @@ class Cluster(_Placing):
                 "in deploy/gpu, or use device='cpu'"
             )
             raise ValueError(msg)
-        bytes_of = self._client.run(gpu.memory, workers=offering)
-        count = len(offering)
-        return Machine(count, count, min(bytes_of.values()), gpu=True)
+        memory = min(self._client.run(gpu.memory, workers=offering).values())
+        return Machine(len(offering), len(offering), memory, gpu=True)
 
     def used(self) -> float:
         if self.gpu is not None:
