@@ -20,7 +20,11 @@ import pytest
 import scipy.sparse as sp
 
 import dmf
+from dmf import _candidates
+from dmf.engine.checkpoint import Checkpoints
 from dmf.engine.fingerprint import digest
+from dmf.engine.loading import load
+from dmf.engine.store import UnreadableError
 from dmf.io.checkpoints import MANIFEST, CheckpointStore, Receipt
 from tests.problems import low_rank
 
@@ -511,7 +515,124 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
     assert_same(dmf.load(tmp_path / "model.zarr"), expected)
 
 
+@pytest.mark.parametrize("away", [1, 2])
+def test_a_version_that_cannot_be_read(
+    away: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one before is used; without any, nothing is begun anew or removed."""
+    place = tmp_path / "saved"
+    break_off(place, [13])
+    versions = CheckpointStore.at(place).versions()
+    manifest = CheckpointStore.manifest
+
+    def fails(store: CheckpointStore, version: int) -> Any:
+        if version in versions[:away]:
+            raise OSError(5, "Input/output error")
+        return manifest(store, version)
+
+    monkeypatch.setattr(CheckpointStore, "manifest", fails)
+    if away == 1:
+        said = (
+            f"of the checkpoint {place}, version 3 can't be read; the fit goes on from "
+            "version 2, after round 8"
+        )
+        with pytest.warns(UserWarning, match=exactly(said)):
+            assert_same(fit(place), fit())
+        return
+    said = unreadable(place, "[Errno 5] Input/output error")
+    with pytest.raises(UnreadableError, match=exactly(said)):
+        fit(place)
+    assert CheckpointStore.at(place).versions() == versions
+
+
+def unreadable(place: Path, why: str) -> str:
+    return (
+        f"the checkpoint {place} can't be read ({why}); look after its store, and run "
+        "it again to go on from there"
+    )
+
+
 # ------------------------------------------------------------------------------ cluster
+
+
+def make_unreadable(path: Path) -> None:
+    """Let reading a file fail with an error of the operating system, for root too."""
+    path.unlink()
+    path.mkdir()
+
+
+class Struck(Checkpoints):
+    """Checkpoints to which something happens before workers read them back."""
+
+    strike: Any
+
+    def _rebuild(self, version: Any, *records: Any) -> Any:
+        folder = Path(self.store.url) / f"v{version.number:08}"
+        type(self).strike(folder, version)
+        return super()._rebuild(version, *records)
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("case", ["default", "dask", "restarts, validation"])
+@pytest.mark.parametrize("how", ["missing", "changed", "unreadable"])
+def test_what_workers_cannot_read_back_is_done_again(
+    client: Any, case: str, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the version before, or from what else there is."""
+    expected = in_memory(fit(**CASES[case]))
+    left = [3] if how == "unreadable" else [1, 3]
+
+    def strike(folder: Path, version: Any) -> None:
+        if version.number not in left:
+            return
+        left.remove(version.number)
+        path = folder / version.receipts[0].name
+        if how == "changed":
+            path.write_bytes(path.read_bytes()[::-1])
+        elif how == "missing":
+            path.unlink()
+        else:
+            make_unreadable(path)
+
+    monkeypatch.setattr(Struck, "strike", staticmethod(strike), raising=False)
+    monkeypatch.setattr("dmf._checkpoint.Checkpoints", Struck)
+    place = tmp_path / "saved"
+    with pytest.warns(UserWarning, match="of the checkpoint") as warned:
+        found = fit(place, **CASES[case])
+    said = [str(one.message) for one in warned]
+    if how != "unreadable":
+        assert said.pop(0) == (
+            f"no version of the checkpoint {place} is sound any more; the fit goes on "
+            "from a round before it"
+        )
+    (last,) = said
+    assert re.search(r"version 3 (is damaged|can't be read).*from version 2, ", last)
+    assert left == []
+    assert_same(in_memory(found), expected)
+
+
+@pytest.mark.cluster
+def test_a_store_that_stays_away_ends_a_fit(
+    client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "saved"
+
+    def strike(folder: Path, version: Any) -> None:
+        if version.number == 3:
+            for old in place.glob("v*"):
+                make_unreadable(old / MANIFEST)
+            make_unreadable(folder / version.receipts[0].name)
+
+    loads = []
+    monkeypatch.setattr(Struck, "strike", staticmethod(strike), raising=False)
+    monkeypatch.setattr("dmf._checkpoint.Checkpoints", Struck)
+    monkeypatch.setattr(
+        _candidates, "load", lambda *a, **o: loads.append(1) or load(*a, **o)
+    )
+    why = f"[Errno 21] Is a directory: '{place / 'v00000002' / MANIFEST}'"
+    with pytest.raises(UnreadableError, match=exactly(unreadable(place, why))):
+        fit(place)
+    assert len(loads) == 1  # X is as it was
 
 
 @pytest.mark.cluster

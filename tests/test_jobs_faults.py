@@ -383,6 +383,40 @@ def test_a_checkpoint_of_no_kind_is_told_early(tmp_path: Path) -> None:
         assert "foo://x can't be reached (Protocol not known: foo)" in result.stderr
 
 
+def test_a_checkpoint_in_a_store_that_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is neither bad input nor a reason to begin anew; the next run goes on."""
+    X = write_rows(tmp_path)
+    sections: dict[str, Any] = {
+        "model": {"validation": None},
+        "solver": {"tol": 0, "max_rounds": 30},
+        "checkpoint": {"every": 4},
+        "log": {"level": "debug"},
+    }
+    path = job_file(tmp_path, **sections)
+    with monkeypatch.context() as patch:
+        patch.setattr("dmf.io.model.save", interrupts)
+        run_job(path, code=Exit.INTERRUPTED)
+    place = tmp_path / "model.zarr.checkpoint"
+
+    def fails(*arguments: Any) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CheckpointStore, "manifest", fails)
+        result = run_job(path, code=Exit.UNEXPECTED)
+    assert told(result) == (
+        f"the checkpoint {place} can't be read ([Errno 5] Input/output error); look "
+        "after its store, and run it again to go on from there"
+    )
+    assert CheckpointStore.at(place).versions()
+    assert not (tmp_path / "model.zarr").exists()
+    assert "round=" not in run_job(path).stderr  # there was none left to run
+    expected = dmf.factorize(X, 3, tol=0, max_rounds=30)
+    np.testing.assert_array_equal(dmf.load(tmp_path / "model.zarr").W, expected.W)
+
+
 # ------------------------------------------------------------------------ interruptions
 
 LONG = {"solver": {"tol": 0, "max_rounds": 400}, "checkpoint": {"every": 30}}

@@ -32,6 +32,7 @@ MODULES = [
     ("engine/tls.py",),
     ("engine/losses.py",),
     ("engine/checkpoint.py",),
+    ("engine/store.py",),
     ("io/checkpoints.py",),
     ("_checkpoint.py", "OtherFitError", "FileExistsError"),
 ]

@@ -21,7 +21,7 @@ import xarray as xr
 import zarr
 
 import dmf
-from dmf.engine.checkpoint import DamagedError
+from dmf.engine.store import DamagedError
 from dmf.io.checkpoints import CheckpointStore, Receipt
 from dmf.io.matrices import open_matrix, write_matrix
 from dmf.io.versions import version_of

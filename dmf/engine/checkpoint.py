@@ -10,41 +10,26 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import chain
-from typing import Any, Protocol
+from typing import Any
 
 from dmf.device import to_host
 from dmf.engine.endings import Best, Outcome
 from dmf.engine.lower import Graph, Key
 from dmf.engine.runner import Leaf, Runner, computed
 from dmf.engine.state import State
+from dmf.engine.store import (
+    DamagedError,
+    Store,
+    UnreadableError,
+    look,
+    read_again,
+    reading,
+)
 from dmf.history import Record, as_columns, from_columns
 from dmf.solvers.base import Moved
 from dmf.status import Certificate, Status
 
 Array = Any
-
-
-class DamagedError(ValueError):
-    """A version can't be used: something of it is missing, torn or changed."""
-
-
-class Store(Protocol):
-    """Where checkpoints go: `dmf.io.checkpoints.CheckpointStore`."""
-
-    @property
-    def url(self) -> str: ...
-
-    def versions(self) -> list[int]: ...
-
-    def write(self, version: int, name: str, arrays: dict[str, Array]) -> Any: ...
-
-    def read(self, version: int, receipt: Any) -> dict[str, Array]: ...
-
-    def publish(
-        self, version: int, told: dict[str, Any], receipts: list[Any]
-    ) -> None: ...
-
-    def manifest(self, version: int) -> tuple[dict[str, Any], list[Any]]: ...
 
 
 @dataclass(frozen=True)
@@ -154,26 +139,38 @@ class Checkpoints:
         ------
         DamagedError
             There are versions, but none of them is sound.
+        UnreadableError
+            None of them can be read, but some may be sound.
         """
-        damaged: list[str] = []
-        for number in self.store.versions():
+        passed: list[str] = []
+        away: UnreadableError | None = None
+        with reading(self.store):
+            numbers = self.store.versions()
+        for number in numbers:
             try:
-                told, receipts = self.store.manifest(number)
+                with reading(self.store):
+                    told, receipts = self.store.manifest(number)
                 self._check(number, receipts)
             except DamagedError as error:
-                damaged.append(f"version {number} is damaged ({error})")
+                passed.append(f"version {number} is damaged ({error})")
                 continue
-            if damaged:
+            except UnreadableError as error:
+                passed.append(f"version {number} can't be read")
+                away = error
+                continue
+            if passed:
                 msg = (
-                    f"of the checkpoint {self.store.url}, {' and '.join(damaged)}; the "
+                    f"of the checkpoint {self.store.url}, {' and '.join(passed)}; the "
                     f"fit goes on from version {number}, after round "
                     f"{told['reached']['round']}"
                 )
                 warnings.warn(msg, UserWarning, stacklevel=2)
             return Version(number, **told, receipts=receipts)
-        if damaged:
+        if away is not None:
+            raise away
+        if passed:
             msg = (
-                f"of the checkpoint {self.store.url}, {' and '.join(damaged)}, and "
+                f"of the checkpoint {self.store.url}, {' and '.join(passed)}, and "
                 "there is no other; remove it, or name another place, to begin anew"
             )
             raise DamagedError(msg)
@@ -182,14 +179,25 @@ class Checkpoints:
     def restore(self, version: Version) -> Reached:
         """Return where the fit was, to go on from there."""
         reached = self._rebuild(version, self._read_records(version))
-        # What is newer is damaged: it is written over before a sound one goes.
+        # What is newer is no use: it is written over before a sound one goes.
         self._version = version.number
         self._round, self._time = reached.round, time.monotonic()
         return reached
 
     def last(self) -> Reached | None:
-        """Return what was saved last, after workers have taken their part along."""
-        version = self.find() if self._version else None
+        """Return what was saved last, after workers have taken their part along.
+
+        None if nothing was, or if none of it is sound: the fit has other ways back.
+        """
+        try:
+            version = self.find() if self._version else None
+        except DamagedError:
+            msg = (
+                f"no version of the checkpoint {self.store.url} is sound any more; the "
+                "fit goes on from a round before it"
+            )
+            warnings.warn(msg, UserWarning, stacklevel=2)
+            return None
         return None if version is None else self.restore(version)
 
     def _write(self, files: _Files) -> list[Any]:
@@ -213,8 +221,8 @@ class Checkpoints:
 
     def _check(self, version: int, receipts: list[Any]) -> None:
         """Read all files, inside tasks; raise what is wrong with one of them."""
-        look = partial(_look, store=self.store, version=version)
-        tasks = [(partial(look, receipt=receipt),) for receipt in receipts]
+        own = partial(look, store=self.store, version=version)
+        tasks = [(partial(own, receipt=receipt),) for receipt in receipts]
         for wrong in computed(self.runner, "look", tasks, {}):
             if wrong:
                 raise DamagedError(wrong)
@@ -222,9 +230,8 @@ class Checkpoints:
     def _read_records(self, version: Version) -> list[list[Record]]:
         """Return the records of each candidate."""
         described = version.reached
-        columns = self.store.read(
-            version.number, version.receipts[described["records"]]
-        )
+        receipt = version.receipts[described["records"]]
+        columns = read_again(self.store, version.number, receipt)
         records: list[list[Record]] = [[] for _ in described["initial"]]
         for record in from_columns(columns):
             records[record.candidate].append(record)
@@ -377,17 +384,8 @@ def _write(value: Any, *, store: Store, version: int, name: str) -> Any:
 def _read(
     *, store: Store, version: int, receipt: Any, place: Callable[[Any], Any] | None
 ) -> Any:
-    value = _value(store.read(version, receipt))
+    value = _value(read_again(store, version, receipt))
     return value if place is None else place(value)
-
-
-def _look(*, store: Store, version: int, receipt: Any) -> str:
-    """Return what is wrong with a file; nothing if it is sound."""
-    try:
-        store.read(version, receipt)
-    except DamagedError as error:
-        return str(error)
-    return ""
 
 
 def _arrays(value: Any) -> dict[str, Array]:

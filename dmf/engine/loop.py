@@ -26,6 +26,7 @@ from dmf.engine.records import certificate_of, first_objectives, records_of
 from dmf.engine.rounds import build_errors, build_rounds, build_stationarity
 from dmf.engine.runner import Runner
 from dmf.engine.state import Batch, State
+from dmf.engine.store import UnreadableError
 from dmf.history import Record
 from dmf.objective import Objective
 from dmf.solvers.base import Report, Solver
@@ -81,7 +82,7 @@ class Loop:
         self._ahead: Batch | None = None
         self._snapshot: tuple[State, dict[int, Best]] | None = None
         self._interrupts = Interrupts()
-        self._losses = 0
+        self._losses, self._data_lost = 0, False
         self._stopped = False
         # The round in which a callback said stop; rounds that run again don't ask it.
         self._halt: int | None = None
@@ -149,12 +150,15 @@ class Loop:
                 self._settle()
             else:
                 self._run_batch(state)
-        except WorkersLost as error:
+        except (WorkersLost, UnreadableError) as error:
             self._state = self._ahead = None
             self._losses += 1
-            if self._losses > MAX_LOSSES:
+            self._data_lost = isinstance(error, WorkersLost)
+            if self._losses > MAX_LOSSES and self._data_lost:
                 ending = given_up("in one round")
                 raise ending from error
+            if self._losses > MAX_LOSSES:
+                raise
         except KeyboardInterrupt:
             self._interrupts.seen()
             kept = self._snapshot[0] if self._snapshot else None
@@ -170,16 +174,15 @@ class Loop:
         self._stopped, self._state = True, reached
         try:
             self._retire(reached, dict.fromkeys(self._alive, "interrupted"))
-        except WorkersLost:  # who interrupts a fit may stop its workers as well
+        except (WorkersLost, UnreadableError):  # workers may be stopped with the fit
             return False
         return True
 
     def _begin(self) -> State:
         """Return the state to begin with: the start or, after a loss, what was kept."""
-        saved = None
-        if self._losses:
-            self.data = self.reload()
-            saved = self.checkpoints.last() if self.checkpoints else None
+        if self._data_lost:
+            self.data, self._data_lost = self.reload(), False
+        saved = self.checkpoints.last() if self.checkpoints else None
         kept, best = self._snapshot or (None, {})
         if saved and saved.state and (kept is None or saved.round > kept.round):
             state, self._best = saved.state, dict(saved.best)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from dmf.engine.checkpoint import DamagedError
+from dmf.engine.store import DamagedError
 from dmf.io.places import PathLike, explain, files_at, locate, reached
 from dmf.io.plain import decode, encode
 

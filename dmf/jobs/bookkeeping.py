@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from dmf._shell import EXPECTED
 from dmf.engine.losses import ClusterError
+from dmf.engine.store import UnreadableError
 from dmf.jobs.config import Job, Threads
 from dmf.jobs.exits import Exit, JobError
 from dmf.jobs.log import log
@@ -36,8 +37,11 @@ def failing_with(code: Exit) -> Iterator[None]:
     try:
         yield
     except EXPECTED as error:
-        lost = isinstance(error, ClusterError) or _is_from_cluster(error)
-        raise JobError(Exit.CLUSTER_LOST if lost else code, str(error)) from error
+        if isinstance(error, ClusterError) or _is_from_cluster(error):
+            code = Exit.CLUSTER_LOST
+        elif isinstance(error, UnreadableError):  # neither input nor configuration
+            code = Exit.UNEXPECTED
+        raise JobError(code, str(error)) from error
 
 
 @contextmanager

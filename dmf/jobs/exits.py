@@ -23,7 +23,7 @@ class Exit(IntEnum):
 
 MEANINGS = {
     Exit.DONE: "done, or nothing to do",
-    Exit.UNEXPECTED: "something unexpected: a full disk, or a bug",
+    Exit.UNEXPECTED: "something unexpected: a full disk, a store that fails, a bug",
     Exit.BAD_CONFIGURATION: "bad configuration",
     Exit.BAD_INPUT: "bad input",
     Exit.NOT_CONVERGED: "not converged, and strict; or diverged",

@@ -15,7 +15,7 @@ from dmf._options import SOLVERS
 from dmf._split import held_out_of
 from dmf.containers import unwrap_pair
 from dmf.engine.arrays import number_observed
-from dmf.engine.checkpoint import DamagedError
+from dmf.engine.store import DamagedError
 from dmf.history import History
 from dmf.holdout import Share
 from dmf.io.checkpoints import CheckpointStore
