@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,8 @@ from dmf.containers import (
 from dmf.engine.arrays import concatenated, factor_of, offsets_of
 from dmf.engine.fold import fold_in as fold_in_engine
 from dmf.engine.kinds import gpu_for, is_dask, on_host
-from dmf.engine.runner import choose_runner
+from dmf.engine.losses import insisting
+from dmf.engine.runner import Runner, choose_runner
 from dmf.history import History
 from dmf.init import GivenStart
 from dmf.labels import Labels
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 Array = Any
 SIDES = (("rows", "columns"), ("columns", "rows"))
+FOLDING = "while {} were folded in"
 
 
 def fold_in(
@@ -70,7 +73,9 @@ def fold_in(
         )
         raise ValueError(msg)
     check_same_labels(labels, fit.labels, (1 - axis,))
-    return replace(_folded(fit, X, mask, axis, client), labels=labels)
+    runner = choose_runner(client, gpu_for(X))
+    folded = partial(_folded, fit, X, mask, axis, runner)
+    return replace(insisting(runner, folded, FOLDING.format(own)), labels=labels)
 
 
 def _folded(
@@ -78,24 +83,22 @@ def _folded(
     X: Array,
     mask: Array | None,
     axis: int,
-    client: Client | None,
+    runner: Runner,
 ) -> Factorization:
-    runner = choose_runner(client, gpu_for(X))
     objective = objective_of(fit)
     roles = [side.roles for side in objective.sides]
     new: list[Any] = [None, None]
-    with runner.session():
-        factors = [columns_of(fit, k, roles[k]) for k in (0, 1)]
-        factors[axis] = _blank(objective.sides[axis], X.shape[axis], _level(fit, axis))
-        levels = tuple(_level(fit, k) for k in (0, 1))
-        start = GivenStart((factors[0], factors[1]), (levels[0], levels[1]))
-        data, state = fold_in_engine(X, mask, start, objective, axis, runner)
-        lazy = is_dask(X)
-        factor = factor_of(data, state, axis, fit.rank, lazy, runner)
-        column = objective.sides[axis].offset
-        if column is not None and "offset" in roles[axis]:
-            side = objective.sides[axis]
-            new[axis] = offsets_of(data, state, axis, side, lazy, runner)
+    factors = [columns_of(fit, k, roles[k]) for k in (0, 1)]
+    factors[axis] = _blank(objective.sides[axis], X.shape[axis], _level(fit, axis))
+    levels = tuple(_level(fit, k) for k in (0, 1))
+    start = GivenStart((factors[0], factors[1]), (levels[0], levels[1]))
+    data, state = fold_in_engine(X, mask, start, objective, axis, runner)
+    lazy = is_dask(X)
+    factor = factor_of(data, state, axis, fit.rank, lazy, runner)
+    column = objective.sides[axis].offset
+    if column is not None and "offset" in roles[axis]:
+        side = objective.sides[axis]
+        new[axis] = offsets_of(data, state, axis, side, lazy, runner)
     parts: dict[str, Any] = (
         {"W": factor, "row_offsets": new[0]}
         if axis == 0
@@ -193,9 +196,14 @@ def _grown(
     # Columns come first, against the rows that the fit knows; then rows see them all.
     cut = (slice(None, fit.shape[0]), slice(length, None))
     cut = cut if axis == 1 else (slice(length, None), slice(None))
-    part = part_without_held_out(X, validation, cut)
     own_mask = None if mask is None else part_at(mask, cut)
-    new = _folded(fit, part, own_mask, axis, client)
+    runner = choose_runner(client, gpu_for(X))
+
+    def folded() -> Factorization:
+        part = part_without_held_out(X, validation, cut)
+        return _folded(fit, part, own_mask, axis, runner)
+
+    new = insisting(runner, folded, FOLDING.format(SIDES[axis][0]))
     joined: dict[str, Any] = {}
     name, offsets = (("W", "row_offsets"), ("H", "column_offsets"))[axis]
     joined[name] = concatenated([getattr(fit, name), getattr(new, name)], axis)

@@ -251,7 +251,7 @@ def impute(
         check_writable,
         open_mask,
         open_matrix,
-        write_matrix,
+        write_made,
     )
     from dmf.io.tables import Columns
 
@@ -261,13 +261,10 @@ def impute(
     ):
         X = open_matrix(input, Columns(**columns), duplicates, variable)
         check_output(X, output)
-        filled = dmf.impute(
-            X,
-            dmf.load(url),
-            mask=open_mask(mask, columns["index"]),
-            device=device,
+        fit, own_mask = dmf.load(url), open_mask(mask, columns["index"])
+        filled = write_made(
+            lambda: dmf.impute(X, fit, own_mask, device=device), output, overwrite
         )
-        write_matrix(filled, output, overwrite)
     if not quiet:
         m, n = filled.shape
         kind = f", {filled.dtype}" if hasattr(filled, "dtype") else ""

@@ -13,6 +13,7 @@ from dmf.device import is_on_device, to_device, to_host
 from dmf.engine.chunks import in_chunks, lazy_chunk
 from dmf.engine.data import Data
 from dmf.engine.kinds import in_memory, is_dask, is_there
+from dmf.engine.losses import insisting
 from dmf.engine.runner import Leaf, Runner, choose_runner
 from dmf.engine.state import State
 from dmf.entries import (
@@ -147,21 +148,24 @@ def number_observed(X: Array, mask: Array | None) -> int:
     import dask.array as da
 
     runner = choose_runner(None)
-    arguments: list[Any] = [X, "ij", None, None]
-    if mask is not None:
-        arguments[2:] = [in_chunks(mask, X.chunks, runner), "ij"]
-    counts = da.blockwise(
-        _count,
-        "ij",
-        *arguments,
-        dtype=np.int64,
-        meta=np.empty((0, 0), dtype=np.int64),
-        adjust_chunks={"i": 1, "j": 1},
-        name=None,
-        token="count",
-    )
-    with runner.session():
+
+    def counted() -> int:
+        arguments: list[Any] = [X, "ij", None, None]
+        if mask is not None:
+            arguments[2:] = [in_chunks(mask, X.chunks, runner), "ij"]
+        counts = da.blockwise(
+            _count,
+            "ij",
+            *arguments,
+            dtype=np.int64,
+            meta=np.empty((0, 0), dtype=np.int64),
+            adjust_chunks={"i": 1, "j": 1},
+            name=None,
+            token="count",
+        )
         return int(counts.sum().compute())
+
+    return insisting(runner, counted, "while X was counted")
 
 
 def split_lazily(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from distributed import Client
+
+    from dmf.engine.runner import Runner
 
 T = TypeVar("T")
 
@@ -23,12 +25,15 @@ class WorkersLost(ClusterError):
     """Workers died and took data with them that Dask can't compute again."""
 
 
-def insisting(work: Callable[[], T], when: str) -> T:
-    """Do some work, anew whenever workers have taken its data along.
+def insisting(runner: Runner, work: Callable[[], T], when: str) -> T:
+    """Do some work in a session, anew whenever workers have taken its data along.
 
     Parameters
     ----------
+    runner : Runner
     work : callable
+        Brings all that it needs to the workers itself: what was brought there before
+        would be lost for each further try, too.
     when : str
         For the message when it's given up.
 
@@ -37,17 +42,19 @@ def insisting(work: Callable[[], T], when: str) -> T:
     ClusterError
         It has failed too often.
     """
-    for _ in range(MAX_LOSSES):
-        with suppress(WorkersLost):
-            return work()
-    try:
-        return work()
-    except WorkersLost as error:
-        raise given_up(when) from error
+    losses = 0
+    while True:
+        try:
+            with runner.session():
+                return work()
+        except WorkersLost as error:
+            losses += 1
+            if losses > MAX_LOSSES:
+                raise given_up(when) from error
 
 
 def given_up(when: str) -> ClusterError:
-    """Return what ends a fit on a cluster that keeps losing workers."""
+    """Return what ends work on a cluster that keeps losing workers."""
     msg = (
         f"workers were lost {MAX_LOSSES + 1} times {when}; look at their logs (too "
         "little memory is the usual reason), or give the cluster more workers"
@@ -82,6 +89,7 @@ def translated(client: Client) -> Iterator[None]:
     from concurrent.futures import CancelledError
 
     from distributed import KilledWorker
+    from distributed.comm.core import CommClosedError
     from distributed.scheduler import NoWorkerError
 
     if client.status != "running":
@@ -97,6 +105,9 @@ def translated(client: Client) -> Iterator[None]:
         raise ClusterError(msg) from error
     except NoWorkerError as error:
         raise no_worker(error.timeout) from error
-    except CancelledError as error:
+    except (CancelledError, CommClosedError) as error:
+        if client.status != "running":
+            raise disconnected(client) from error
+        # Or a worker died while data came to it.
         msg = "workers of the cluster were lost, and data with them; run it again"
         raise WorkersLost(msg) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ import numpy as np
 from dmf.engine.chunks import Chunks, in_chunks
 from dmf.engine.kinds import is_dask
 from dmf.engine.loading import load
+from dmf.engine.losses import insisting
 from dmf.engine.rounds import build_errors, start_state
 from dmf.engine.runner import Runner, choose_runner
 from dmf.entries import is_sparse
@@ -269,21 +271,27 @@ def errors_of(
     ValueError
         Values or weights that `dmf.observed.observe` refuses; nothing is observed.
     """
+    compared = partial(_compared, X, mask, W, H, runner)
+    return insisting(runner, compared, "while predictions were compared with X")
+
+
+def _compared(
+    X: Array, mask: Array | None, W: Array, H: Array, runner: Runner
+) -> tuple[Totals, Array]:
     width = W.shape[1]
-    with runner.session():
-        data = load(X, mask, width, runner)
-        check_scale(data.totals.mean_square**0.5, data.dtype)
-        # Rounded, as the kernels will have it.
-        number = float(data.dtype.type(data.totals.mean))
-        side = Side((NO_RIDGE,) * 2, (width,) * 2, width)
-        state = start_state(
-            data,
-            runner,
-            start=_Compared((W, H.T), number),
-            objective=Objective((side, side)),
-        )
-        tasks, key = build_errors(data, state, data.block(0))
-        done = runner.run({**data.leaves, **state.leaves, **tasks}, [key])
-        errors = np.array(runner.fetch([done[key]])[0], dtype=np.float64)
+    data = load(X, mask, width, runner)
+    check_scale(data.totals.mean_square**0.5, data.dtype)
+    # Rounded, as the kernels will have it.
+    number = float(data.dtype.type(data.totals.mean))
+    side = Side((NO_RIDGE,) * 2, (width,) * 2, width)
+    state = start_state(
+        data,
+        runner,
+        start=_Compared((W, H.T), number),
+        objective=Objective((side, side)),
+    )
+    tasks, key = build_errors(data, state, data.block(0))
+    done = runner.run({**data.leaves, **state.leaves, **tasks}, [key])
+    errors = np.array(runner.fetch([done[key]])[0], dtype=np.float64)
     errors[1, 0] -= data.totals.weight * (number - data.totals.mean) ** 2
     return data.totals, errors

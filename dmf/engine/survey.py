@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 from dmf.engine.chunks import in_chunks
 from dmf.engine.kinds import block_kind, in_memory, is_dask
+from dmf.engine.losses import insisting
 from dmf.engine.lower import Graph
 from dmf.engine.predict import AIM_BYTES, fetch
 from dmf.engine.runner import Runner, Threads, on_threads
@@ -45,7 +47,8 @@ def survey(
         What is in memory is looked at by threads of this process.
     """
     if is_dask(X):
-        return _survey_lazily(X, mask, W, H, look, runner)
+        seen_there = partial(_survey_lazily, X, mask, W, H, look, runner)
+        return insisting(runner, seen_there, "while X was looked at")
     W, H = fetch(W, H)
     matrices = [X] if mask is None else [X, in_memory(mask)]
     if block_kind(X) == "sparse":
@@ -75,32 +78,29 @@ def _survey_lazily(
 
     chunks = X.chunks
     width = (W.shape[1],)
-    with runner.session():
-        given = [
-            X,
-            in_chunks(W, (chunks[0], width), runner),
-            in_chunks(H, (chunks[1], width), runner),
-        ]
-        if mask is not None:
-            given.append(in_chunks(mask, chunks, runner))
-        blocks, W_parts, H_parts, *masks = (array.to_delayed() for array in given)
-        task = delayed(look, pure=False)
-        seen, row = [], 0
-        for i, p in enumerate(chunks[0]):
-            column = 0
-            for j, q in enumerate(chunks[1]):
-                own = masks[0][i, j] if masks else None
-                origin = (row, column)
-                seen.append(
-                    task(blocks[i, j], own, W_parts[i, 0], H_parts[j, 0], origin)
-                )
-                column += q
-            row += p
-        add = delayed(add_up, pure=False)
-        while len(seen) > 1:
-            groups = range(0, len(seen), SUMMANDS)
-            seen = [add(seen[start : start + SUMMANDS]) for start in groups]
-        return compute(seen[0])[0]
+    given = [
+        X,
+        in_chunks(W, (chunks[0], width), runner),
+        in_chunks(H, (chunks[1], width), runner),
+    ]
+    if mask is not None:
+        given.append(in_chunks(mask, chunks, runner))
+    blocks, W_parts, H_parts, *masks = (array.to_delayed() for array in given)
+    task = delayed(look, pure=False)
+    seen, row = [], 0
+    for i, p in enumerate(chunks[0]):
+        column = 0
+        for j, q in enumerate(chunks[1]):
+            own = masks[0][i, j] if masks else None
+            origin = (row, column)
+            seen.append(task(blocks[i, j], own, W_parts[i, 0], H_parts[j, 0], origin))
+            column += q
+        row += p
+    add = delayed(add_up, pure=False)
+    while len(seen) > 1:
+        groups = range(0, len(seen), SUMMANDS)
+        seen = [add(seen[start : start + SUMMANDS]) for start in groups]
+    return compute(seen[0])[0]
 
 
 def _ends(X: Array) -> list[int]:

@@ -14,6 +14,8 @@ from functools import partial
 from typing import Any
 
 from dmf.containers import Table, is_from, unwrap
+from dmf.engine.losses import insisting
+from dmf.engine.runner import choose_runner
 from dmf.entries import is_sparse
 from dmf.io.datasets import check_netcdf, open_netcdf, write_group, write_netcdf
 from dmf.io.npy import open_npy, write_npy
@@ -189,6 +191,23 @@ def write_matrix(array: Array, path: PathLike, overwrite: bool = False) -> None:
         write, given = FORMATS[suffix].write, array
     with published(path, lambda: check_writable(path, overwrite)) as temporary:
         write(given, temporary)
+
+
+def write_made(
+    make: Callable[[], Array], path: PathLike, overwrite: bool = False
+) -> Array:
+    """Make a matrix, write it as `write_matrix` does, and return it.
+
+    Both are done anew when workers have taken along what was brought to them to make it
+    of, such as factors in memory.
+    """
+
+    def made() -> Array:
+        array = make()
+        write_matrix(array, path, overwrite)
+        return array
+
+    return insisting(choose_runner(None), made, f"while {locate(path)} was written")
 
 
 def check_output(array: Array, path: PathLike) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dmf.io.replace import name_run
@@ -183,7 +184,11 @@ def written(
     from dmf import impute
     from dmf._impute import imputed
     from dmf.io import model
-    from dmf.io.matrices import write_matrix
+    from dmf.io.matrices import write_made
+
+    def cells(name: str) -> Any:
+        filled = impute(X, found.fit, mask) if name == "matrix" else imputed(X, mask)
+        return filled if aligned is None else aligned.as_read(filled)
 
     output, moves = run.job.output, []
     for name, place in output.places.items():
@@ -194,9 +199,7 @@ def written(
         if name == "model":
             model.save(found.fit, staged, overwrite=True)
         else:
-            cells = impute(X, found.fit, mask) if name == "matrix" else imputed(X, mask)
-            cells = cells if aligned is None else aligned.as_read(cells)
-            write_matrix(cells, staged, overwrite=True)
+            write_made(partial(cells, name), staged, overwrite=True)
             if place.endswith(".zarr"):
                 # Who reads chunk after chunk sees whether they are of one version.
                 name_run(staged, run.record.id)
