@@ -61,11 +61,11 @@ def to_pinned(value: Any) -> Any:
 
 
 def to_device_ahead(value: Any) -> Any:
-    """Return a value of `to_pinned` with its arrays in the memory of the GPU.
+    """Return what `to_device` does, copied beside what the GPU is doing.
 
-    Nobody waits: the copy runs beside what was launched before, and what is launched
-    later begins when it is done. Of two such values the memory is taken at most: a
-    third one is copied over the first, once all work on that is done.
+    Launched work goes on, and what is launched later begins when the copy is done. Of
+    two such values the memory is taken at most: before a third one is copied, all work
+    on the first is done.
     """
     return ahead.bring(value)
 
@@ -86,10 +86,13 @@ class Ahead:
         work = cupy.cuda.get_current_stream()
         launched = work.record()
         if self._launched is not None:
-            # Of the copy before the last one: its memory is free when this is done.
-            self._copies.wait_event(self._launched)
+            # Work on the value before the last one: then its memory is free. Whoever
+            # makes values waits too, or they would pile up on the host.
+            self._launched.synchronize()
         with self._copies:
-            brought = _mapped(value, _copied)
+            # CuPy copies from pinned memory, by way of some if need be, and keeps that
+            # until the copy is done.
+            brought = to_device(value)
             done = self._copies.record()
         work.wait_event(done)
         # The last copy stays until the next one is asked for: work on it goes on.
@@ -100,21 +103,15 @@ class Ahead:
 ahead = Ahead()
 
 
-def _copied(array: Array) -> Array:
-    import cupy
-
-    there = cupy.empty(array.shape, dtype=array.dtype)
-    there.set(array, cupy.cuda.get_current_stream())
-    return there
-
-
 def pinned_array(array: Array) -> Array:
     """Return an array in memory of the host that isn't moved."""
-    import cupyx
+    import cupy
 
     if array.size == 0:
         return array
-    pinned = cupyx.empty_pinned(array.shape, dtype=array.dtype)
+    # CuPy's pool of such memory would round each array up to a power of two.
+    memory = cupy.cuda.PinnedMemoryPointer(cupy.cuda.PinnedMemory(array.nbytes), 0)
+    pinned = np.ndarray(array.shape, array.dtype, buffer=memory)
     pinned[...] = array
     return pinned
 

@@ -31,7 +31,7 @@ def stand_in(patch: pytest.MonkeyPatch, arrays: Callable[[Array], Array]) -> Non
     """Let a function make the arrays of a device, as CuPy would."""
     patch.setattr(device, "device_array", arrays)
     patch.setattr(device, "pinned_array", np.array)
-    patch.setattr("dmf.engine.stream.to_device_ahead", device.to_device)
+    patch.setattr(device.Ahead, "bring", lambda self, value: device.to_device(value))
     patch.setattr(device.Gpu, "memory", memory)
 
 

@@ -18,6 +18,7 @@ import pytest
 import dmf
 from dmf import device
 from dmf.device import to_host
+from dmf.engine.grid import Grid
 from dmf.offsets import COLUMNS
 from tests.devices import (
     DeviceArray,
@@ -363,24 +364,24 @@ class Streams:
             Stream=lambda non_blocking: Stream(self, "copies"),
             get_current_stream=lambda: self.current,
         )
-        return SimpleNamespace(cuda=cuda, empty=self.empty)
+        return SimpleNamespace(cuda=cuda, asarray=self.asarray)
 
-    def empty(self, shape: Any, dtype: Any) -> Any:
-        self.log.append((self.current.name, "allocates", 0))
-        return np.zeros(shape, dtype).view(Copied)
+    def asarray(self, array: Any) -> Any:
+        self.log.append((self.current.name, "copies", int(array[0])))
+        return array.copy()
 
 
 class Stream:
     def __init__(self, streams: Streams, name: str) -> None:
         self.streams, self.name = streams, name
 
-    def record(self) -> int:
+    def record(self) -> Event:
         self.streams.events += 1
         self.streams.log.append((self.name, "records", self.streams.events))
-        return self.streams.events
+        return Event(self.streams, self.streams.events)
 
-    def wait_event(self, event: int) -> None:
-        self.streams.log.append((self.name, "waits for", event))
+    def wait_event(self, event: Event) -> None:
+        self.streams.log.append((self.name, "waits for", event.number))
 
     def __enter__(self) -> None:
         self.streams.current = self
@@ -389,10 +390,12 @@ class Stream:
         self.streams.current = self.streams.work
 
 
-class Copied(np.ndarray):
-    def set(self, array: Any, stream: Stream) -> None:
-        assert stream.name == "copies"
-        self[...] = array
+class Event:
+    def __init__(self, streams: Streams, number: int) -> None:
+        self.streams, self.number = streams, number
+
+    def synchronize(self) -> None:
+        self.streams.log.append(("host", "waits for", self.number))
 
 
 def test_blocks_arrive_while_others_are_worked_on(
@@ -402,28 +405,55 @@ def test_blocks_arrive_while_others_are_worked_on(
     streams = Streams()
     monkeypatch.setitem(sys.modules, "cupy", streams.module())
     monkeypatch.setattr(device, "ahead", device.Ahead())
-    first, second, third = (
+    blocks = [
         device.to_device_ahead((np.full(3, float(number)), None)) for number in range(3)
-    )
-    for number, (values, nothing) in enumerate((first, second, third)):
+    ]
+    for number, (values, nothing) in enumerate(blocks):
         np.testing.assert_array_equal(values, np.full(3, float(number)))
         assert nothing is None
     assert streams.log == [
         ("work", "records", 1),
-        ("copies", "allocates", 0),
+        ("copies", "copies", 0),
         ("copies", "records", 2),
         ("work", "waits for", 2),
         ("work", "records", 3),  # after all work on the first block
-        ("copies", "waits for", 1),
-        ("copies", "allocates", 0),
+        ("host", "waits for", 1),
+        ("copies", "copies", 1),
         ("copies", "records", 4),
         ("work", "waits for", 4),
         ("work", "records", 5),
-        ("copies", "waits for", 3),  # then the third may take the first one's memory
-        ("copies", "allocates", 0),
+        ("host", "waits for", 3),  # then the third may take the first one's memory
+        ("copies", "copies", 2),
         ("copies", "records", 6),
         ("work", "waits for", 6),
     ]
+
+
+def test_whatever_is_streamed_is_brought_ahead(
+    seen: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the memory of the host or from a store: each block once in each pass."""
+    shapes: list[tuple[int, int]] = []
+
+    def bring(self: device.Ahead, value: Any) -> Any:
+        shapes.append(value.block.shape)
+        return device.to_device(value)
+
+    monkeypatch.setattr(device.Ahead, "bring", bring)
+    m, n = PROBLEM.truth.shape
+    halves = Grid((0, m // 2, m), (0, n))
+    monkeypatch.setattr("dmf.engine.layout.grid_of_chunks", lambda *_: halves)
+    lazy = da.from_array(PROBLEM.nan, chunks=(m // 2, n))
+    for X, blocks in ((PROBLEM.nan, [(m, n)]), (lazy, 2 * [(m // 2, n)])):
+        counts = []
+        for rounds in (1, 4):
+            shapes.clear()
+            dmf.factorize(X, 3, device="gpu", stream=True, max_rounds=rounds, tol=0)
+            assert set(shapes) == set(blocks)
+            counts.append(len(shapes))
+        # W moves in one pass; so does H if it has one block, else in two.
+        passes = 1 + len(blocks)
+        assert counts[1] - counts[0] == 3 * passes * len(blocks)
 
 
 def test_a_process_has_one_precision() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dmf.device import is_on_device, to_device, to_host
+from dmf.device import is_on_device, to_device, to_device_ahead, to_host
 from dmf.engine.chunks import in_chunks
 from dmf.engine.cost import Machine
 from dmf.engine.data import Data, block_key, counts_key
@@ -90,7 +90,10 @@ def load(
 
     def look_in_task(rows: range, columns: range) -> Callable[..., Observed]:
         here = look(rows, columns)
-        return here if runner.gpu is None else partial(_placed, here)
+        if runner.gpu is None:
+            return here
+        place = to_device_ahead if layout.work.streamed else to_device
+        return partial(_placed, here, place)
 
     work = work_of(
         X,
@@ -266,9 +269,14 @@ def _observe(
     return observe(same(X), **given, **options)
 
 
-def _placed(look: Callable[..., Observed], *parts: Any, **options: Any) -> Observed:
+def _placed(
+    look: Callable[..., Observed],
+    place: Callable[[Any], Any],
+    *parts: Any,
+    **options: Any,
+) -> Observed:
     """Make a block, and bring it to the memory of the GPU."""
-    placed: Observed = to_device(look(*parts, **options))
+    placed: Observed = place(look(*parts, **options))
     return placed
 
 

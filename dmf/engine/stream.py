@@ -3,7 +3,7 @@
 Only how to make such a block stays in memory, and what a fit has to know of it. Each
 task that works on it makes it, and forgets it at its end, so that a worker holds as
 many blocks as it has threads. What is larger than the memory of a GPU may also stay on
-the host, and is brought to it in each pass.
+the host. Either way it is brought to the GPU while that works on the block before.
 """
 
 from __future__ import annotations
