@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from numba import float32, float64, int32, int64, none, types
 
-from dmf.kernels import warps
+from dmf.kernels import cuda, warps
+from dmf.kernels.sparse import SparseBlock
 
 # Registers of a thread, as found with CUDA 13.5, and a few more for other versions.
 # A multiprocessor has room for 32 warps of 64; what needs more leaves some of it idle.
@@ -62,12 +63,10 @@ def compiled(
     moves: int = 2,
 ) -> str:
     """Return the PTX of a kernel."""
-    from numba import cuda
-
     kernel = getattr(warps.kernels_of(steps, np.dtype(dtype)), name)
     number = {"float32": float32, "float64": float64}[dtype]
     arguments = signatures(number, weighted, alpha, moves)[name]
-    ptx, _ = cuda.compile(
+    ptx, _ = cuda.cuda.compile(
         kernel.py_func,
         types.void(*arguments),
         device=False,
@@ -144,6 +143,40 @@ def test_factors_are_summed_in_their_own_dtype(name: str) -> None:
     assert re.search(r"fma\.rn\.f32|mul\.f32|mul\.rn\.f32", ptx)
     wide = len(re.findall(r"(?:fma\.rn|mul)\.f64", ptx))
     assert wide == 0 if name in ("product", "gram") else wide < 40
+
+
+def test_few_rows_are_launched_without_a_warning() -> None:
+    kernels = warps.kernels_of(1, np.dtype(np.float32))
+    for kernel in kernels:
+        assert kernel[(1, 1), warps.WARP].griddim == (1, 1, 1)
+
+
+def test_kernels_run_in_the_stream_of_the_arrays(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """CuPy's current one; numba-cuda's default one may be another."""
+
+    class There(np.ndarray):
+        __cuda_array_interface__ = property(lambda self: self.__array_interface__)
+        stream = "that of CuPy"
+
+    class Launched:
+        def __getitem__(self, configuration: Any) -> Any:
+            configurations.append(configuration)
+            return lambda *arguments: None
+
+    configurations: list[Any] = []
+    kernels = warps.Kernels(*(Launched() for _ in warps.Kernels._fields))
+    monkeypatch.setattr(warps, "kernels_of", lambda *_: kernels)
+    monkeypatch.setattr(cuda.cuda, "as_cuda_array", lambda array, sync: array)
+    rows = SparseBlock(
+        np.array([0, 1]), np.array([0], np.int32), np.ones(1), None, (1, 2)
+    )
+    half = (part.view(There) for part in cuda.CudaBlock.of(rows).halves[0][:4])
+    block = cuda.CudaBlock((cuda.Half(*half, None),) * 2, rows.shape)
+    factors = np.ones((1, 3, 4)), np.ones((2, 3, 4))
+    cuda.gradient(block, *factors, 0)
+    assert configurations == [((1, 3), 32, "that of CuPy")]
 
 
 def test_only_long_rows_are_added_with_atomics() -> None:

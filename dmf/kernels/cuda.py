@@ -111,7 +111,7 @@ def gradient(
     """Return what `dmf.kernels.sparse.gradient` does."""
     xp = array_namespace(moving)
     half = block.halves[axis]
-    result = xp.zeros_like(moving)
+    result = xp.zeros(moving.shape, dtype=moving.dtype)  # in C order, whatever it has
     losses = xp.zeros((*half.owners.shape, moving.shape[1]), dtype=xp.float64)
     alpha = _alpha(block, moving.dtype)
     _launch(_kernels_for(fixed).gradient, half, fixed, alpha, moving, result, losses)
@@ -175,7 +175,9 @@ def _launch(kernel: Any, half: Half, fixed: Array, *arguments: Any) -> None:
     if half.owners.shape[0] == 0:  # nothing is stored
         return
     given = [_as_cuda_array(part) for part in (*half, fixed, *arguments)]
-    kernel[(half.owners.shape[0], fixed.shape[1]), warps.WARP](*given)
+    # CuPy's own stream, which its arrays name: what is read was launched there.
+    stream = getattr(given[0], "stream", 0)
+    kernel[(half.owners.shape[0], fixed.shape[1]), warps.WARP, stream](*given)
 
 
 def _as_cuda_array(value: Any) -> Any:

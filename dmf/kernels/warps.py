@@ -19,6 +19,8 @@ import numpy as np
 from numba import cuda
 
 WARP = 32
+# Few rows are no mistake of the user's, whom Numba would warn of idle processors.
+numba.config.CUDA_LOW_OCCUPANCY_WARNINGS = 0
 
 
 class Kernels(NamedTuple):

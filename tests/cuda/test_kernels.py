@@ -92,6 +92,29 @@ def test_ranks_around_those_of_a_warp(rank: int) -> None:
     compare(block, factors(block, 1, rank, np.float64), 0, np.float64)
 
 
+class Interfaced(np.ndarray):
+    """Stands for CuPy's arrays where numba-cuda looks at them."""
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return self.__array_interface__
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_arrays_in_another_order(axis: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What kernels read is brought to theirs; what they write never is, or is lost."""
+    from numba import cuda as module
+
+    monkeypatch.setattr(
+        module, "as_cuda_array", lambda array, sync: np.asarray(array), raising=False
+    )
+    block = block_of("random", np.float64, True)
+    both = factors(block, 2, 3, np.float64)
+    W, H = (np.asfortranarray(factor).view(Interfaced) for factor in both)
+    assert not W.flags.c_contiguous
+    compare(block, (W, H), axis, np.float64)
+
+
 def compare(
     block: SparseBlock, both: tuple[Array, Array], axis: int, dtype: Any
 ) -> None:
