@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from array_api_compat import array_namespace
 
+from dmf.kernels.strips import row_dots
 from dmf.offsets import Role, column_of
 from dmf.penalties import Penalty, Ridge
 
@@ -69,9 +70,9 @@ class Terms(NamedTuple):
         """Return ⟨d_i, ∇²Ω s_i⟩ for each row, float64, shape (p, K)."""
         xp = array_namespace(first)
         if self.ridge.shape[-1] == 1:
-            dots = xp.astype(xp.vecdot(first, second), xp.float64)
+            dots = row_dots(xp, first, second)
             return xp.astype(self.ridge[..., 0], xp.float64) * dots
-        return xp.astype(xp.vecdot(self.ridge * first, second), xp.float64)
+        return row_dots(xp, self.ridge * first, second)
 
     def still(self, gradient: Array) -> Array:
         """Return a gradient without the columns that never move."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import tracemalloc
+from typing import Any
 
 import array_api_strict as strict
 import numpy as np
 import pytest
 
 from dmf.kernels import dense, kernels_for, tiles
-from dmf.observed import observe
 from tests.blocks import (
     MASKS,
     block_of,
@@ -149,15 +149,20 @@ def test_a_block_with_nothing_observed_is_all_zeros(
         assert not part.any(), name
 
 
-def test_long_rows_are_summed_in_float64() -> None:
+@pytest.mark.parametrize("namespace", [np, strict], ids=["numpy", "strict"])
+def test_long_rows_are_summed_in_float64(namespace: Any) -> None:
     """One row of two million entries: float32 alone would lose the fifth digit."""
     rng = np.random.default_rng(0)
     X = rng.standard_normal((1, 2_000_000), dtype=np.float32)
-    W, H = np.zeros((1, 2, 1), np.float32), np.zeros((X.shape[1], 2, 1), np.float32)
-    block = observe(X, None, X.dtype).block
+    weights = rng.random(X.shape, dtype=np.float32)
+    W, H = (np.ones((n, 2, 1), np.float32) for n in X.shape)
+    block = dense.DenseBlock(*map(namespace.asarray, (X, weights)))
+    W, H = namespace.asarray(W), namespace.asarray(H)
+    M, residual = weights.astype(float), 1 - X.astype(float)
     _, loss = dense.gradient(block, W, H, 0)
-    wide = X.astype(float)
-    np.testing.assert_allclose(loss, 0.5 * np.sum(wide**2), rtol=1e-7)
+    np.testing.assert_allclose(np.asarray(loss), 0.5 * np.sum(M * residual**2), 1e-7)
+    sums = [np.sum(M * residual**2), np.sum(M * np.abs(residual))]
     errors = dense.errors(block, W, H)
-    expected = [np.sum(wide**2), np.sum(np.abs(wide))]
-    np.testing.assert_allclose(errors, [expected, expected], rtol=1e-7)
+    np.testing.assert_allclose(np.asarray(errors), [sums, sums], rtol=1e-7)
+    curved = dense.curvature(block, (W,), H, 0)
+    np.testing.assert_allclose(np.asarray(curved)[0, :, 0], np.sum(M), rtol=1e-7)

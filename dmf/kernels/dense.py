@@ -16,7 +16,7 @@ from typing import Any
 from array_api_compat import array_namespace, is_cupy_namespace, is_numpy_namespace
 
 from dmf.kernels.coordinates import descend_coordinates as descend_coordinates
-from dmf.kernels.strips import PAIRS
+from dmf.kernels.strips import PAIRS, row_dots
 from dmf.kernels.strips import advance as advance
 from dmf.kernels.strips import directions as directions
 from dmf.sizes import Sized
@@ -28,8 +28,6 @@ TILE_BYTES = 2 * 2**20
 TILE_ROWS = (64, 1024)
 # On a GPU, one that keeps all of it busy, and is little of its memory.
 DEVICE_TILE_BYTES = 256 * 2**20
-# Columns whose products float32 may sum.
-SUM_COLUMNS = 4096
 
 
 @dataclass(frozen=True)
@@ -259,7 +257,7 @@ def _residuals(
         residual = scratch.product(0, W[rows, k, :], H[:, k, :])
         residual -= block.values[rows, :]
         weighted = scratch.weigh(1, residual, block.weights, rows)
-        squares = xp.sum(_row_sums(xp, weighted, residual))
+        squares = xp.sum(scratch.multiply(2, weighted, residual), dtype=xp.float64)
         yield rows, slice(0, block.shape[1]), k, weighted, squares
 
 
@@ -269,7 +267,7 @@ def _sum_of_sizes(xp: Any, tile: Array) -> Any:
         from dmf.kernels import tiles
 
         return tiles.sum_of_sizes(tile)
-    return xp.sum(xp.astype(xp.abs(tile), xp.float64))
+    return xp.sum(xp.abs(tile), dtype=xp.float64)
 
 
 def _add_curvature(
@@ -289,11 +287,9 @@ def _add_curvature(
         for a, first in enumerate(products):
             weighted = scratch.weigh(2, first, block.weights, rows)
             for second in products[a:]:
-                if axis == 0:
-                    result[rows, k, pair] = _row_sums(xp, weighted, second)
-                else:
-                    sums = xp.sum(scratch.multiply(3, weighted, second), axis=0)
-                    result[:, k, pair] += xp.astype(sums, xp.float64)
+                own = rows if axis == 0 else slice(None)
+                curved = scratch.multiply(3, weighted, second)
+                result[own, k, pair] += xp.sum(curved, axis=1 - axis, dtype=xp.float64)
                 pair += 1
 
 
@@ -318,21 +314,8 @@ def _add_complete_curvature(
             for a, first in enumerate(parts):
                 curved = first @ gram
                 for second in parts[a:]:
-                    result[rows, k, pair] = xp.vecdot(curved, second)
+                    result[rows, k, pair] = row_dots(xp, curved, second)
                     pair += 1
-
-
-def _row_sums(xp: Any, left: Array, right: Array) -> Array:
-    """Return the sums of left * right over each row, in float64.
-
-    Products sum float32 in float32: they get a few thousand columns at a time.
-    """
-    p, q = left.shape
-    sums = xp.zeros(p, dtype=xp.float64)
-    for columns in cuts(q, SUM_COLUMNS):
-        part = xp.vecdot(left[:, columns], right[:, columns])
-        sums += xp.astype(part, xp.float64)
-    return sums
 
 
 def tiles(block: DenseBlock) -> Iterator[slice]:

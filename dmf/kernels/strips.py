@@ -98,10 +98,7 @@ def plain_directions(
     lengths = [(a, b) for k, a in enumerate(norms) for b in norms[k:]]
 
     def slopes(rows: Array) -> Array:
-        along = [
-            n * xp.astype(xp.vecdot(rows, u), xp.float64)
-            for u, n in zip(units, norms, strict=True)
-        ]
+        along = [n * row_dots(xp, rows, u) for u, n in zip(units, norms, strict=True)]
         return xp.stack(along, axis=-1)
 
     curvature = [
@@ -235,10 +232,7 @@ def sizes(factor: Array, move: Array, rank: int) -> tuple[Array, Array, Array]:
     xp = array_namespace(factor)
     own, taken = factor[:, :, :rank], move[:, :, :rank]
     zeros = xp.astype(xp.count_nonzero(own == 0, axis=(0, 2)), xp.float64)
-    taken, squares = (
-        xp.sum(xp.astype(xp.vecdot(rows, rows), xp.float64), axis=0)
-        for rows in (taken, own)
-    )
+    taken, squares = (xp.sum(row_dots(xp, rows, rows), axis=0) for rows in (taken, own))
     return taken, squares, zeros
 
 
@@ -246,6 +240,15 @@ def unit_rows(xp: Any, move: Array) -> tuple[Array, Array]:
     """Scale rows to length one; rows of zeros stay. Return them and their lengths."""
     # In float64: the squares of tiny or huge entries would leave float32.
     wide = xp.astype(move, xp.float64, copy=False)
-    length = xp.sqrt(xp.vecdot(wide, wide))
+    length = xp.sqrt(row_dots(xp, wide, wide))
     safe = xp.where(length > 0, length, xp.ones_like(length))
     return move / xp.astype(safe, move.dtype)[..., None], length
+
+
+def row_dots(xp: Any, a: Array, b: Array) -> Array:
+    """Return ⟨a_i, b_i⟩ for each row (of each candidate), in float64."""
+    if is_numpy_namespace(xp):
+        return xp.astype(xp.vecdot(a, b), xp.float64)
+    # CuPy has no vecdot: what stands for it copies both, and multiplies as many pairs
+    # of matrices as there are rows.
+    return xp.sum(a * b, axis=-1, dtype=xp.float64)

@@ -9,6 +9,7 @@ from typing import Any
 
 from array_api_compat import array_namespace
 
+from dmf.kernels.strips import row_dots
 from dmf.objective import Side, Terms
 from dmf.penalties import Penalty
 from dmf.solvers.base import HalfStep, Moved, Value, moved
@@ -160,7 +161,7 @@ def _stretched(
     def gain(rows: Array) -> Array:
         move = rows - before
         curved = (hessian @ move[..., None])[..., 0] + terms.ridge * move
-        change = xp.vecdot(move, gradient + 0.5 * curved)
+        change = row_dots(xp, move, gradient + 0.5 * curved)
         if terms.lasso is not None:
             sizes = xp.abs(rows) - xp.abs(before)
             change = change + xp.sum(terms.lasso * sizes, axis=-1)

@@ -220,8 +220,3 @@ def report_of(
         offset=offset,
         offset_weight=offset_weight,
     )
-
-
-def row_dots(xp: Any, a: Array, b: Array) -> Array:
-    """Return ⟨a_i, b_i⟩ for each row and candidate, in float64, shape (p, K)."""
-    return xp.astype(xp.vecdot(a, b), xp.float64)

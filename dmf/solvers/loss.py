@@ -16,7 +16,8 @@ from typing import Any
 
 from array_api_compat import array_namespace
 
-from dmf.solvers.base import HalfStep, Value, row_dots
+from dmf.kernels.strips import row_dots
+from dmf.solvers.base import HalfStep, Value
 
 Array = Any
 

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 from array_api_compat import array_namespace
 
-from dmf.kernels.strips import plane_minimum, unit_rows
+from dmf.kernels.strips import plane_minimum, row_dots, unit_rows
 from dmf.objective import Side, Terms
-from dmf.solvers.base import HalfStep, Moved, Value, moved, row_dots
+from dmf.solvers.base import HalfStep, Moved, Value, moved
 from dmf.solvers.loss import Loss
 
 Array = Any

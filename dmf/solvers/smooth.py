@@ -16,10 +16,10 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from dmf.device import to_host
-from dmf.kernels.strips import advance, change_along
+from dmf.kernels.strips import advance, change_along, row_dots
 from dmf.objective import Side, Terms
 from dmf.smoothness import Ties, differences_of, solve
-from dmf.solvers.base import HalfStep, Halo, Moved, Value, report_of, row_dots
+from dmf.solvers.base import HalfStep, Halo, Moved, Value, report_of
 from dmf.solvers.descent import Quadratic
 from dmf.solvers.loss import Loss, gram_of
 from dmf.solvers.steps import Plane
