@@ -18,6 +18,13 @@ Array = Any
 PATTERNS = ["random", "empty", "one row", "one column", "long row", "unsorted"]
 
 
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let two turns of a warp be a segment: a simulated thread is a Python thread, and
+    a row of 512 entries has taken minutes."""
+    monkeypatch.setattr(cuda, "SEGMENT", 2 * warps.WARP)
+
+
 def block_of(
     pattern: str, dtype: Any, weighted: bool, alpha: float = 0.0
 ) -> SparseBlock:
