@@ -66,7 +66,8 @@ def factorize(
     X : array, shape (m, n)
         NumPy array, scipy.sparse matrix or array of any format, Dask array of dense
         blocks, or Dask array whose blocks are scipy.sparse (its chunks are then kept);
-        a pandas DataFrame, a 2-D xarray DataArray, or what `from_triplets` returns.
+        CuPy's and `cupyx.scipy.sparse`'s of all these; a pandas DataFrame, a 2-D xarray
+        DataArray, or what `from_triplets` returns.
         Real numbers; float16 and float32 are computed in float32, all others in
         float64. Missing: NaN, in dense blocks; whatever isn't stored, in sparse ones
         (a zero that is stored is an observed zero; entries stored twice are added).

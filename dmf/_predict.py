@@ -10,7 +10,7 @@ import numpy as np
 
 from dmf._fold import columns_of
 from dmf.containers import check_same_labels, unwrap_pair
-from dmf.engine.kinds import block_kind, gpu_for
+from dmf.engine.kinds import block_kind, gpu_for, on_host
 from dmf.engine.predict import bands_of, errors_of, exclusions, fetch, multiply_lazily
 from dmf.engine.runner import choose_runner
 from dmf.entries import canonical_csr, is_sparse
@@ -107,6 +107,7 @@ def recommend(
         exclude, _, labels = unwrap_pair(exclude, None)
         check_same_labels(labels, fit.labels)
         _check_exclude(exclude, fit.shape)
+        exclude = on_host(exclude)
         exclude = canonical_csr(exclude) if is_sparse(exclude) else exclude
     (W,) = fetch(_strips(fit, rows, slice(0, 0))[0])
     dtype = np.result_type(fit.W.dtype, fit.H.dtype)

@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from dmf._factorize import OnePenalty, factorize
 from dmf.engine.arrays import concatenated
-from dmf.engine.kinds import is_dask
+from dmf.engine.kinds import is_dask, is_there
 from dmf.penalties import Ridge
 from dmf.solvers import Solver
 from dmf.validation import check_mask, check_matrix
@@ -108,8 +108,8 @@ tol, seed, client, progress, device, precision
         Parameters
         ----------
         X : array-like or sparse, shape (n_samples, n_features)
-            NumPy, scipy.sparse or Dask; a data frame is taken as an array. NaN, or not
-            being stored, means missing.
+            NumPy, scipy.sparse, Dask or CuPy; a data frame is taken as an array. NaN,
+            or not being stored, means missing.
         y : ignored
         mask : array, shape (n_samples, n_features), optional
             As in `factorize`.
@@ -154,8 +154,8 @@ tol, seed, client, progress, device, precision
         Returns
         -------
         array, shape (n_samples, rank) or (n_samples, rank + 1)
-            A Dask array if X is one, else NumPy. A row without observed entries is 0.
-            With offsets of rows, theirs are the last column.
+            A Dask or CuPy array if X is one, else NumPy. A row without observed entries
+            is 0. With offsets of rows, theirs are the last column.
         """
         check_is_fitted(self)
         X = self._checked(X, reset=False)
@@ -216,7 +216,7 @@ tol, seed, client, progress, device, precision
         """Check the number (and names) of the features; dmf checks the rest."""
         if isinstance(X, np.ma.MaskedArray):
             check_matrix("X", X)  # scikit-learn would drop the mask without a word
-        if not is_dask(X):
+        if not is_dask(X) and not is_there(X):
             return validate_data(
                 self,
                 X,

@@ -96,6 +96,11 @@ class DeviceArray(np.ndarray):
     def get(self) -> Array:
         return np.array(self, subok=False)
 
+    def __array_function__(self, function: Any, *given: Any) -> Any:
+        """Keep what is joined where its parts are, as CuPy does."""
+        found = super().__array_function__(function, *given)
+        return found.view(DeviceArray) if function is np.concatenate else found
+
 
 def kinds_told_apart(patch: pytest.MonkeyPatch) -> None:
     """Take `DeviceArray` for what is in the memory of a GPU."""

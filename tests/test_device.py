@@ -13,6 +13,7 @@ from typing import Any
 import array_api_strict as strict
 import dask.array as da
 import numpy as np
+import pandas as pd
 import pytest
 
 import dmf
@@ -228,6 +229,70 @@ def test_what_is_on_a_device_stays_there(monkeypatch: pytest.MonkeyPatch) -> Non
     assert type(predicted) is np.ndarray
     np.testing.assert_allclose(predicted, host.predict([0, 3], [1, 2]), rtol=1e-5)
     assert isinstance(fit.fold_in(rows=X[:4]).W, DeviceArray)
+
+
+def form_on(form: str, X: Any) -> Any:
+    """Return X as users give it: on the host, or on what stands for a device."""
+    if form == "pandas":
+        return pd.DataFrame(X)
+    if form == "dask":
+        return da.from_array(X, chunks=CHUNKS)
+    if form == "dask-cupy":
+        meta = on_device(np.empty((0, 0), X.dtype))
+        return da.from_array(X, chunks=CHUNKS).map_blocks(on_device, meta=meta)
+    return on_device(X) if form == "cupy" else X
+
+
+def kind_of(value: Any) -> tuple[type, ...]:
+    """Return the types of a result, and of its blocks if it is lazy."""
+    if not isinstance(value, da.Array):
+        return (type(value),)
+    blocks = [block.compute() for block in value.to_delayed().ravel()]
+    return (da.Array, type(value._meta), *{type(block) for block in blocks})
+
+
+@pytest.mark.parametrize(
+    ("form", "kind"),
+    [
+        ("numpy", (np.ndarray,)),
+        ("pandas", (np.ndarray,)),
+        ("dask", (da.Array, np.ndarray, np.ndarray)),
+        ("cupy", (DeviceArray,)),
+        ("dask-cupy", (da.Array, DeviceArray, DeviceArray)),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:X has 3 × 2 chunks")
+def test_results_are_of_the_kind_that_was_given(
+    form: str, kind: tuple[type, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds_told_apart(monkeypatch)
+    X = form_on(form, PROBLEM.nan)
+    fit = dmf.factorize(X, 3, max_rounds=2, offsets="both", device="gpu")
+    for name in ("W", "H", "row_offsets", "column_offsets"):
+        assert kind_of(getattr(fit, name)) == kind
+    filled = dmf.impute(X, fit, device="gpu")
+    assert kind_of(filled) == ((pd.DataFrame,) if form == "pandas" else kind)
+    assert kind_of(fit.fold_in(rows=form_on(form, PROBLEM.nan[:10])).W) == kind
+    # What is asked for by positions is made on the host.
+    assert kind_of(fit.predict([0], [1])) == (np.ndarray,)
+    model = dmf.MatrixFactorization(3, device="gpu", offsets="both", max_rounds=2)
+    W = model.fit_transform(X)
+    assert kind_of(W) == kind_of(model.components_) == kind
+    assert kind_of(model.inverse_transform(W)) == kind
+
+
+def test_what_is_excluded_is_brought_to_the_host(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kinds_told_apart(monkeypatch)
+    fit, X = both()[1], on_device(PROBLEM.nan)
+    expected = fit.recommend([0, 5], 4, exclude=PROBLEM.nan)
+    brought: list[Any] = []
+    monkeypatch.setattr(DeviceArray, "get", lambda self: brought.append(self) or self)
+    found = fit.recommend([0, 5], 4, exclude=X)
+    assert [array.shape for array in brought] == [X.shape]
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_a_saved_model_is_one_of_the_host(

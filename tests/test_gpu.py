@@ -140,6 +140,12 @@ def test_arrays_that_are_there(form: str, lazy: bool) -> None:
     filled = filled.compute() if lazy else filled
     assert isinstance(filled, cupy.ndarray)
     np.testing.assert_allclose(filled.get(), dmf.impute(X, host), rtol=1e-3, atol=1e-4)
+    if form == "numpy":
+        rows = dmf.MatrixFactorization(3, max_rounds=5).fit_transform(there)
+        assert isinstance(rows.compute() if lazy else rows, cupy.ndarray)
+    excluded = fit.recommend([0, 7], 4, exclude=there)
+    expected = host.recommend([0, 7], 4, exclude=X)
+    np.testing.assert_array_equal(excluded[0], expected[0])
 
 
 def test_data_that_are_read_anew() -> None:

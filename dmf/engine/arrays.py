@@ -93,9 +93,10 @@ def _fetched(leaves: list[Leaf], state: State, runner: Runner) -> list[Any]:
 
 
 def concatenated(parts: list[Array], axis: int) -> Array:
-    """Join arrays, lazily if one of them is Dask's."""
+    """Join arrays, lazily if one of them is Dask's, where the first one is."""
     if not any(is_dask(part) for part in parts):
-        return np.concatenate(parts, axis=axis)
+        place = to_device if is_on_device(parts[0]) else to_host
+        return np.concatenate(place(parts), axis=axis)
     import dask.array as da
 
     lazy = [part if is_dask(part) else da.from_array(part) for part in parts]

@@ -8,11 +8,13 @@ from typing import Any
 import dask.array as da
 import numpy as np
 import pytest
+import scipy.sparse as sp
 
 import dmf
+from dmf import device
 from dmf.kernels import cuda, warps
 from dmf.offsets import COLUMNS
-from tests.devices import assert_close
+from tests.devices import DeviceArray, assert_close, kinds_told_apart
 from tests.problems import SOLVERS, low_rank, mask_for, sparse_chunks
 
 PENALTIES = [
@@ -94,3 +96,40 @@ def test_blocks_that_stay_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     here = dmf.factorize(PROBLEM.sparse(), 2, max_rounds=3, tol=0)
     assert_close(there, here)
+
+
+class DeviceMatrix(sp.csr_matrix):
+    """Stands for the sparse matrices of a device."""
+
+    def get(self) -> Any:
+        return sp.csr_matrix(self)
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_results_are_of_the_kind_that_was_given(
+    lazy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what isn't sorted, or was given twice, too."""
+    host = PROBLEM.sparse()
+    rows, columns = host.nonzero()
+    twice = np.tile(np.lexsort((-columns, rows)), 2)
+    halves = host.data[twice] / 2, (rows[twice], columns[twice])
+    there: Any = DeviceMatrix(sp.coo_matrix(halves, shape=host.shape))
+    kinds_told_apart(monkeypatch)
+    monkeypatch.setattr(DeviceMatrix, "__module__", "cupyx.scipy.sparse")
+    monkeypatch.setattr(device, "MODULES", (*device.MODULES, "cupyx."))
+    if lazy:
+        dense = da.from_array(host.toarray(), chunks=(5, 8))
+        there = dense.map_blocks(DeviceMatrix, meta=DeviceMatrix((0, 0)))
+    options: dict[str, Any] = {"max_rounds": 3, "tol": 0, "offsets": "both"}
+    fit, expected = (dmf.factorize(X, 2, **options) for X in (there, host))
+    for name in ("W", "H", "row_offsets", "column_offsets"):
+        found = getattr(fit, name)
+        assert isinstance(found, da.Array) == lazy
+        found = found.blocks[0].compute() if lazy else found
+        assert isinstance(found, DeviceArray)
+        other = getattr(expected, name)[: len(found)]
+        np.testing.assert_allclose(found, other, rtol=1e-3, atol=1e-5)
+    filled = dmf.impute(there, fit)
+    assert isinstance(filled.blocks[0, 0].compute() if lazy else filled, DeviceArray)
+    assert type(dmf.factorize(host, 2, device="gpu", **options).W) is np.ndarray
