@@ -68,16 +68,14 @@ class Totals:
             if values.size == 0:
                 return cls()
             mean = float(xp.mean(values))
-            apart = values - mean
-            spread = float(xp.sum(xp.vecdot(apart, apart)))
+            spread = float(xp.sum((values - mean) ** 2))
             return cls(weight=float(values.size), mean=mean, spread=spread)
         weights = xp.astype(weights, xp.float64)
         weight = float(to_host(xp.sum(weights)))
         if weight <= 0:
             return cls()
         mean = float(to_host(xp.sum(weights * values))) / weight
-        apart = values - mean
-        spread = float(to_host(xp.sum(xp.vecdot(weights * apart, apart))))
+        spread = float(to_host(xp.sum(weights * (values - mean) ** 2)))
         return cls(weight=weight, mean=mean, spread=spread)
 
     @property

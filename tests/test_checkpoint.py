@@ -137,6 +137,17 @@ def test_the_last_two_versions_are_kept(every: Any, tmp_path: Path) -> None:
         assert MANIFEST in os.listdir(saved / version)
 
 
+def test_a_manifest_does_not_grow_with_the_rounds(tmp_path: Path) -> None:
+    # It was read and written in each save: long fits became slower and slower.
+    sizes = []
+    for rounds in (20, 400):
+        place = tmp_path / str(rounds)
+        fit(place, max_rounds=rounds)
+        newest = sorted(place.iterdir())[-1]
+        sizes.append((newest / MANIFEST).stat().st_size)
+    assert sizes[1] - sizes[0] < 20  # the digits of larger numbers
+
+
 def test_behind_a_url() -> None:
     break_off("memory://here/saved", [13])
     assert_same(fit("memory://here/saved"), fit())

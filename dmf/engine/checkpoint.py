@@ -111,26 +111,25 @@ class Checkpoints:
         assert self.seconds is not None
         return time.monotonic() - self._time >= self.seconds
 
-    def save(self, reached: Reached) -> Reached:
-        """Write a version, inside tasks, and publish it.
-
-        Returns
-        -------
-        Reached
-            On a cluster, with factors that are read from the store when they're needed:
-            the scheduler may forget how they were made.
-        """
+    def save(self, reached: Reached) -> None:
+        """Write a version, inside tasks, and publish it."""
         self._version += 1
         files = _Files()
-        described = _describe(reached, files)
+        told = {"about": self.about, "reached": _describe(reached, files)}
         receipts = self._write(files)
-        told = {"about": self.about, "reached": described}
         self.store.publish(self._version, told, receipts)
-        version = Version(self._version, **told, receipts=receipts)
+        self._saved = Version(self._version, **told, receipts=receipts)
         self._round, self._time = reached.round, time.monotonic()
+
+    def rooted(self, reached: Reached) -> Reached:
+        """Return where a fit is that was just saved, to go on from there.
+
+        On a cluster its factors are read from the store when they're needed: the
+        scheduler may forget how they were made.
+        """
         if not self.runner.remote:
             return reached
-        return self._rebuild(version, _records(reached))
+        return self._rebuild(self._saved, _records(reached))
 
     def find(self) -> Version | None:
         """Return the last version that is sound; None if there never was one.

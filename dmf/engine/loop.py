@@ -126,7 +126,7 @@ class Loop:
         if self.checkpoints is None or not self._unsaved:
             return False
         try:
-            self._settled = self.checkpoints.save(self._settled)
+            self.checkpoints.save(self._settled)
         except OSError as error:
             warnings.warn(NOT_SAVED.format(error), UserWarning, stacklevel=2)
             return False
@@ -246,7 +246,8 @@ class Loop:
         if not self._stopped:
             self._settle()
         if due and self._alive and self._save():
-            self._go_on_from(self._settled)
+            assert self.checkpoints is not None
+            self._go_on_from(self.checkpoints.rooted(self._settled))
         if after.round // SNAPSHOT_EVERY > state.round // SNAPSHOT_EVERY:
             self._take_snapshot()
 
