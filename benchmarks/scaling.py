@@ -42,7 +42,7 @@ from dmf.engine.runner import Cluster, Runner, Threads
 CORES = 2
 # Of the constants, those that differ between threads and a cluster.
 REMOTE = ("byte", "task", "stage")
-LOCAL = ("entry", "product", "line", "number", "added")
+LOCAL = ("entry", "product", "row", "line", "number", "added")
 SIZES = [
     (6000, 3000, 300_000),
     (20_000, 7000, 1_000_000),
@@ -152,7 +152,7 @@ def predict_large(speed: Speed) -> None:
         parts = "".join(f"{part:9.2f} s" for part in (*cost, cost.seconds))
         print(
             f"  {cores:5}  {grid[0]:4} × {grid[1]:<4}    {parts}"
-            f"  {tasks_of(grid)} tasks"
+            f"  {tasks_of(grid, machine)} tasks"
         )
 
 

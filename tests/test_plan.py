@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import dask.array as da
@@ -114,11 +115,14 @@ def test_tasks_are_those_of_a_round() -> None:
     from dmf.engine.rounds import build_rounds
     from tests.test_engine import prepared
 
-    for shape in ((1, 1), (4, 1), (1, 4), (2, 2), (4, 4), (8, 2)):
-        data, state, objective = prepared(*shape)
-        graph, _, _ = build_rounds(data, state, dmf.NormalizedGradient(), objective, 1)
-        tasks = len(graph) - len(data.leaves) - len(state.leaves)
-        assert tasks == tasks_of(shape)
+    solver = dmf.NormalizedGradient()
+    for workers in (0, 2):
+        for shape in ((1, 1), (4, 1), (1, 4), (2, 2), (4, 4), (8, 2)):
+            data, state, objective = prepared(*shape)
+            data = replace(data, remote=workers > 0)
+            graph, _, _ = build_rounds(data, state, solver, objective, 1)
+            tasks = len(graph) - len(data.leaves) - len(state.leaves)
+            assert tasks == tasks_of(shape, Machine(2, workers))
 
 
 # ---------------------------------------------------------------- balance
@@ -217,11 +221,11 @@ def test_a_large_chunk_is_cut_with_a_message() -> None:
 
 
 def test_small_chunks_are_merged_whole_with_a_message() -> None:
-    X = da.zeros((2000, 3000), chunks=(7, 3000), dtype="f4")
-    with pytest.warns(PerformanceWarning, match=r"X has 286 × 1 chunks, with which"):
+    X = da.zeros((2000, 3000), chunks=(5, 3000), dtype="f4")
+    with pytest.warns(PerformanceWarning, match=r"X has 400 × 1 chunks, with which"):
         bounds = grid_of(X, Machine(4)).row_bounds
     assert len(bounds) <= 5
-    assert set(bounds) <= {0, 2000, *range(0, 2000, 7)}
+    assert set(bounds) <= {0, 2000, *range(0, 2000, 5)}
 
 
 def test_chunks_are_cut_before_they_are_too_large_for_a_worker() -> None:

@@ -172,13 +172,14 @@ class Cost(NamedTuple):
         return sum(self)
 
 
-def tasks_of(grid: tuple[int, int]) -> int:
+def tasks_of(grid: tuple[int, int], machine: Machine) -> int:
     """Return how many tasks a round has, but for trees of sums."""
     P, Q = grid
     total = 0
     for strips, blocks in ((P, Q), (Q, P)):
         total += strips if blocks == 1 else 2 * P * Q + 2 * strips
-        total += 1 + (strips > 1) * strips  # the report
+        total += 1  # the report; on a cluster also what it needs of each strip
+        total += strips if machine.workers and strips > 1 else 0
     return total
 
 
@@ -227,7 +228,7 @@ def cost_of(
         sent = _sent(across, homes, row_bytes) * length * strips
         # Each strip is put together in one place: those work side by side.
         messages += speed.byte * sent / max(1, min(strips, machine.workers))
-    tasks = tasks_of(grid) * speed.task + stages * speed.stage
+    tasks = tasks_of(grid, machine) * speed.task + stages * speed.stage
     return Cost(arithmetic, memory, messages, tasks)
 
 

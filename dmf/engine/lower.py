@@ -107,7 +107,8 @@ class Lowering:
         Whether a part that several blocks want of a value is a task of its own, so that
         it alone travels to other workers.
     near : bool
-        Whether nothing travels at all: then the edges of strips need no tasks.
+        Whether nothing travels at all: then edges of strips, and what is summed of
+        each, need no tasks.
 
     Attributes
     ----------
@@ -200,7 +201,7 @@ class Lowering:
             keys = [place.key(0, j) for j in range(self._blocks)]
         else:
             keys = [place.key(i, 0) for i in range(self._strips)]
-        if path and len(keys) > 1:
+        if path and len(keys) > 1 and not self._near:
             # Only what is summed shall travel, not all that the strip's task returns.
             keys = [self._part(key, path) for key in keys]
             path = ()
