@@ -112,6 +112,8 @@ def test_rows_stay_in_registers(
     assert ".target sm_{}{}".format(*capability) in ptx
     registers, local = assembled(ptx, capability)
     assert local == 0
+    shared = re.findall(r"\.shared .*\[(\d+)\];", ptx)
+    assert sum(map(int, shared)) <= 48 * 2**10  # what a block has without asking
     assert registers <= MOST_REGISTERS[dtype, steps]
 
 

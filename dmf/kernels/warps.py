@@ -64,10 +64,10 @@ def kernels_of(steps: int, dtype: np.dtype[Any], lanes: int = WARP) -> Kernels:
             shares[e, lane] = share
 
     @cuda.jit(device=True, inline="always")
-    def added(shares, entry, rank):
-        """Return the dot product of an entry: the sum of what lanes have of it."""
-        total = zero
-        for lane in range(min(rank, lanes)):
+    def added(shares, entry, rank=lanes):
+        """Return the sum of what lanes have of an entry: its dot product."""
+        total = shares[entry, 0]
+        for lane in range(1, min(rank, lanes)):
             total += shares[entry, lane]
         return total
 
@@ -93,7 +93,7 @@ def kernels_of(steps: int, dtype: np.dtype[Any], lanes: int = WARP) -> Kernels:
         s, k, lane = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
         shares = cuda.shared.array((lanes, padded), number)
         scales = cuda.shared.array(lanes, number)
-        squares = cuda.shared.array(lanes, numba.float64)
+        squares = cuda.shared.array((1, lanes), numba.float64)
         row = cuda.local.array(steps, number)
         total = cuda.local.array(steps, number)
         i, rank = owners[s], fixed.shape[2]
@@ -133,13 +133,10 @@ def kernels_of(steps: int, dtype: np.dtype[Any], lanes: int = WARP) -> Kernels:
                     result[i, k, c] = total[t]
                 else:
                     cuda.atomic.add(result, (i, k, c), total[t])
-        squares[lane] = own
+        squares[0, lane] = own
         cuda.syncthreads()
         if lane == 0:
-            loss = 0.0
-            for other in range(lanes):
-                loss += squares[other]
-            losses[s, k] = 0.5 * loss
+            losses[s, k] = 0.5 * added(squares, 0)
 
     @cuda.jit
     def curvature(
@@ -190,9 +187,7 @@ def kernels_of(steps: int, dtype: np.dtype[Any], lanes: int = WARP) -> Kernels:
         sums[0, lane], sums[1, lane], sums[2, lane] = aa, ab, bb
         cuda.syncthreads()
         if lane < result.shape[2]:
-            total = 0.0
-            for other in range(lanes):
-                total += sums[lane, other]
+            total = added(sums, lane)
             if is_alone(owners, s):
                 result[i, k, lane] = total
             else:
@@ -267,9 +262,6 @@ def kernels_of(steps: int, dtype: np.dtype[Any], lanes: int = WARP) -> Kernels:
         sums[0, lane], sums[1, lane] = squares, sizes
         cuda.syncthreads()
         if lane < 2:
-            total = 0.0
-            for other in range(lanes):
-                total += sums[lane, other]
-            result[s, k, lane] = total
+            result[s, k, lane] = added(sums, lane)
 
     return Kernels(gradient, curvature, product, gram, errors)
