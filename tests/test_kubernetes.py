@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 import yaml
 import zarr
+from dask.config import collect_env
 
 import dmf
 from dmf.jobs.config import Job
@@ -164,11 +165,12 @@ def test_pods_have_no_rights(name: str, pod: str, document: Document) -> None:
         limits, requests = (container["resources"][k] for k in ("limits", "requests"))
         assert {"cpu", "memory"} <= limits.keys() & requests.keys()
         assert limits["memory"] == requests["memory"]
-        # Credentials come from a secret; no manifest holds a value.
+        # Credentials come from a secret; no manifest holds one.
         assert container["envFrom"] == [
             {"secretRef": {"name": "dmf-store", "optional": True}}
         ]
-        assert "env" not in container
+        for variable in container.get("env", ()):
+            assert variable["name"].startswith("DASK_DISTRIBUTED__WORKER__")
     if pod == "run":
         assert spec["serviceAccountName"] == "dmf"
     else:
@@ -247,6 +249,20 @@ def test_workers_stay_below_the_memory_of_their_pods() -> None:
                 given = size(args[args.index("--memory-limit") + 1])
                 limit = size(container["resources"]["limits"]["memory"])
                 assert 0.8 * limit < given < limit
+
+
+def test_workers_with_gpus_spill_nothing_that_is_on_them() -> None:
+    (worker,) = (
+        spec
+        for document in BUILT["overlays/gpu"]
+        for pod, spec in pods_of(document)
+        if pod == "worker"
+    )
+    (container,) = worker["containers"]
+    given = {one["name"]: one["value"] for one in container["env"]}
+    config = collect_env(given)
+    target = config["distributed"]["worker"]["memory"]["target"]
+    assert target is False
 
 
 def test_images_are_of_this_version() -> None:
