@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from array_api_compat import array_namespace
 from numba import cuda
+from scipy.sparse import csr_array
 
 from dmf.kernels import warps
 from dmf.kernels.coordinates import descend_coordinates as descend_coordinates
@@ -74,20 +75,17 @@ class CudaBlock(Sized):
     @classmethod
     def of(cls, block: SparseBlock) -> CudaBlock:
         """Return a block in this form; its arrays are NumPy's, as those given."""
-        p, q = block.shape
-        rows = np.repeat(np.arange(p, dtype=np.int32), np.diff(block.starts))
         weights = block.weights
-        order = np.argsort(block.columns, kind="stable")
-        counts = np.bincount(block.columns, minlength=q)
+        # The rows of each column, and where its entries are among those of the rows.
+        places = np.arange(len(block.values))
+        across = csr_array((places, block.columns, block.starts), block.shape).tocsc()
+        order = across.data
         moving_W = Half(
-            *segments_of(np.diff(block.starts)),
-            block.columns,
-            block.values,
-            weights,
+            *segments_of(np.diff(block.starts)), block.columns, block.values, weights
         )
         moving_H = Half(
-            *segments_of(counts),
-            rows[order],
+            *segments_of(np.diff(across.indptr)),
+            across.indices.astype(np.int32, copy=False),
             block.values[order],
             None if weights is None else weights[order],
         )
