@@ -48,12 +48,21 @@ FAULTS = {
     "full disk": PHASES,
     "clock jump": PHASES,
 }
-# How a run may end that a fault has met, besides being done.
+# How a run may end that a fault has met, besides being done. A store that fails when X
+# has been read costs rounds, and no more.
 ENDS = {
     "client killed": {-signal.SIGKILL},
     "scheduler killed": {Exit.CLUSTER_LOST},
     "store errors": {Exit.BAD_INPUT, Exit.BAD_CONFIGURATION},
 }
+
+
+def may_end(case: Case, code: int) -> bool:
+    """Return whether a run that a case has struck may end with a code but 0."""
+    if case.fault == "store errors" and case.phase != "load":
+        return False
+    return code in ENDS.get(case.fault, set())
+
 
 # Where X and checkpoints are in a store that fails.
 STORED = ("store errors", "slow store", "partial writes", "full disk")
@@ -250,7 +259,7 @@ def play(stage: Stage, case: Case, folder: Path) -> Outcome:
         return Outcome(case, "hangs", lost, ("it hangs",))
     if code != 0:
         ended = f"stopped ({Exit(code).name.lower()})" if code > 0 else "killed"
-        if code not in ENDS.get(case.fault, set()):
+        if not may_end(case, code):
             wrong.append(f"it ended with {code}: {last_line(shared)}")
         wrong += look_at_what_is_left(shared, old, new)
         reached = last_round(shared)
