@@ -140,7 +140,8 @@ def test_tasks_have_names_that_people_can_read() -> None:
 
 @pytest.mark.parametrize("fan_in", [2, 3, 16])
 @pytest.mark.parametrize(("P", "Q"), [(1, 1), (5, 1), (1, 7), (4, 9)])
-def test_sums_are_trees(P: int, Q: int, fan_in: int) -> None:
+@pytest.mark.parametrize("where", ["near", "far", "apart"])
+def test_sums_are_trees(P: int, Q: int, fan_in: int, where: str) -> None:
     """No task adds up more than the fan-in, and the totals are right."""
     trace = Trace()
     block = trace.input("block")
@@ -160,6 +161,8 @@ def test_sums_are_trees(P: int, Q: int, fan_in: int) -> None:
         "test",
         (),
         fan_in=fan_in,
+        near=where == "near",
+        apart=where == "apart",
     )
     for task in lowering.graph.values():
         lists = [part for part in task[1:] if isinstance(part, list)]
@@ -170,6 +173,27 @@ def test_sums_are_trees(P: int, Q: int, fan_in: int) -> None:
     found, last = dask.compute(tasks, scheduler="sync")[0]
     np.testing.assert_array_equal(found, [sum(values.values()), P * Q])
     assert last[0] == sum(values["block", P - 1, j] for j in range(Q))
+
+
+@pytest.mark.parametrize(
+    "solver", [dmf.NormalizedGradient(), dmf.AlternatingLeastSquares()], ids=str
+)
+@pytest.mark.parametrize(("P", "Q"), [(17, 1), (1, 17), (2, 17), (18, 3)])
+def test_many_strips_give_what_one_does(
+    solver: Any, P: int, Q: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More of them than one task adds up."""
+    found = []
+    for shape in ((1, 1), (P, Q)):
+        chunks = tuple(
+            -(-size // parts) for size, parts in zip((72, 68), shape, strict=True)
+        )
+        X = da.from_array(low_rank(72, 68, 3).nan, chunks=chunks)
+        with monkeypatch.context() as patched:
+            patched.setattr(grid, "KEEP_CHUNKS", np.inf)
+            fit = dmf.factorize(X, 3, solver=solver, max_rounds=5, tol=0)
+        found.append(np.asarray(fit.W) @ np.asarray(fit.H))
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-6, atol=1e-8)
 
 
 def test_sums_leave_their_parts_alone() -> None:

@@ -69,10 +69,14 @@ def ranked_grids(work: Work, machine: Machine) -> list[tuple[int, int]]:
     same factors.
     """
     machine = _class_of(machine)
-    return sorted(
-        _candidates(work, machine),
-        key=lambda grid: (cost_of(work, grid, machine).seconds, grid),
-    )
+
+    def rank(grid: tuple[int, int]) -> tuple[float, int, tuple[int, int]]:
+        # The model can't tell grids apart that differ in the third digit: of these,
+        # more blocks give more workers something to do.
+        seconds = float(f"{cost_of(work, grid, machine).seconds:.2g}")
+        return seconds, -math.prod(grid), grid
+
+    return sorted(_candidates(work, machine), key=rank)
 
 
 class Flaw(NamedTuple):

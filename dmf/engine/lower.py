@@ -205,7 +205,9 @@ class Lowering:
             # Only what is summed shall travel, not all that the strip's task returns.
             keys = [self._part(key, path) for key in keys]
             path = ()
-        self.graph[head] = (add_up, self._tree(keys, (), head), path)
+        left = self._tree(keys, path, head)
+        # The lowest level of a tree has followed the path already.
+        self.graph[head] = (add_up, left, path if left == keys else ())
         self._found[op.result.number] = Place(partial(_one_key, head))
 
     def _add_halos(self, op: Operation) -> None:
