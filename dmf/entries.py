@@ -71,9 +71,11 @@ def canonical_csr(X: Any) -> Any:
             "values"
         )
         raise ValueError(msg)
-    if not result.has_canonical_format:
+    # Kernels go through all that is stored: room that isn't used goes, too.
+    if len(columns) > result.nnz or not result.has_canonical_format:
         result = result.copy() if result is X else result
         result.sum_duplicates()
+        result.prune()
     return result
 
 

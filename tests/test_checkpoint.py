@@ -24,6 +24,7 @@ from dmf import _candidates
 from dmf.engine.checkpoint import Checkpoints
 from dmf.engine.fingerprint import digest
 from dmf.engine.loading import load
+from dmf.engine.losses import MAX_LOSSES
 from dmf.engine.store import UnreadableError
 from dmf.io.checkpoints import MANIFEST, CheckpointStore, Receipt
 from tests.problems import low_rank
@@ -620,6 +621,30 @@ def test_what_workers_cannot_read_back_is_done_again(
     assert re.search(r"version 3 (is damaged|can't be read).*from version 2, ", last)
     assert left == []
     assert_same(in_memory(found), expected)
+
+
+@pytest.mark.cluster
+def test_a_store_that_changes_all_that_is_new_ends_a_fit(
+    client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though an older version is sound, it would never get beyond the next one."""
+    struck = []
+
+    def strike(folder: Path, version: Any) -> None:
+        if version.number == 3:
+            struck.append(folder)
+            path = folder / version.receipts[0].name
+            path.write_bytes(path.read_bytes()[::-1])
+
+    monkeypatch.setattr(Struck, "strike", staticmethod(strike), raising=False)
+    monkeypatch.setattr("dmf._checkpoint.Checkpoints", Struck)
+    place = tmp_path / "saved"
+    with (
+        pytest.warns(UserWarning, match="version 3 is damaged .* from version 2, "),
+        pytest.raises(UnreadableError, match=r"\.npz isn't what was written\)"),
+    ):
+        fit(place)
+    assert len(struck) == MAX_LOSSES + 1
 
 
 @pytest.mark.cluster

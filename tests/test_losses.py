@@ -21,6 +21,7 @@ from dmf._fold import grown
 from dmf.engine.arrays import number_observed
 from dmf.engine.losses import MAX_LOSSES, ClusterError, WorkersLost, insisting
 from dmf.engine.runner import Cluster, Threads
+from dmf.io.matrices import open_matrix, write_made, write_matrix
 from dmf.jobs.findings import find
 from tests.problems import low_rank
 
@@ -55,6 +56,27 @@ def test_work_that_loses_workers_again_and_again_is_given_up() -> None:
     with pytest.raises(ClusterError, match=r"^workers were lost 6 times at work; look"):
         insisting(Threads(), work, "at work")
     assert work() == MAX_LOSSES + 2  # it was tried so often, less this time
+
+
+def test_a_further_try_writes_over_what_the_one_before_has_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Behind a URL chunks appear one by one; what was there before is still refused."""
+    place, write = "memory://losses/filled.zarr", write_matrix
+
+    def dying(array: Any, path: Any, overwrite: bool) -> None:
+        monkeypatch.setattr("dmf.io.matrices.write_matrix", write)
+        write(np.zeros((1, 1)), path, overwrite)
+        msg = "gone"
+        raise WorkersLost(msg)
+
+    monkeypatch.setattr("dmf.io.matrices.write_matrix", dying)
+    write_made(lambda: PROBLEM.truth, place)
+    np.testing.assert_array_equal(np.asarray(open_matrix(place)), PROBLEM.truth)
+    made: list[int] = []
+    with pytest.raises(FileExistsError, match="exists"):
+        write_made(lambda: made.append(1), place)
+    assert not made
 
 
 # --------------------------------------------------------- what is done with a model

@@ -17,6 +17,7 @@ from dmf.entries import (
     is_sparse,
     observed_entries,
 )
+from dmf.holdout import Share
 from dmf.kernels.dense import DenseBlock
 from dmf.observed import observe
 from dmf.totals import Totals
@@ -290,6 +291,16 @@ def test_entries_stored_twice_are_added_up() -> None:
         [[2, 0, 0, 11], [0, 0, 0, 0], [0, 6, 5, 0]],
         [[1, 0, 0, 1], [0, 0, 0, 0], [0, 1, 1, 0]],
     )
+
+
+def test_room_that_is_not_used_is_no_entry() -> None:
+    X = sp.csr_array((np.ones(3), [0, 1, 2], [0, 2, 3]), shape=(2, 3))
+    X.indptr = np.array([0, 1, 2])  # the third entry is nobody's
+    for share in (None, Share(0.5, 1)):
+        seen = observe(X, None, np.float64, validation=share)
+        held = 0 if seen.held_out is None else len(seen.held_out.values)
+        assert len(seen.block.values) + held == 2
+    assert len(X.data) == 3
 
 
 def test_indices_may_come_in_any_order() -> None:

@@ -314,7 +314,10 @@ def _count(
 
 
 def _part(Y: Any, rows: range, columns: range) -> Any:
-    """Return a part of a matrix in memory; whole rows aren't copied."""
+    """Return a part of a matrix in memory; whole rows are no more than a view.
+
+    SciPy itself copies entries that are less than half of what a view is of.
+    """
     if is_sparse(Y) and len(columns) == Y.shape[1]:
         starts = Y.indptr[rows.start : rows.stop + 1]
         own = slice(starts[0], starts[-1])

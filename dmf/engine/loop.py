@@ -82,8 +82,8 @@ class Loop:
         self._ahead: Batch | None = None
         self._snapshot: tuple[State, dict[int, Best]] | None = None
         self._interrupts = Interrupts()
-        self._losses, self._data_lost = 0, False
-        self._stopped = False
+        self._losses = self._furthest = 0  # losses since the furthest round
+        self._data_lost = self._stopped = False
         # The round in which a callback said stop; rounds that run again don't ask it.
         self._halt: int | None = None
 
@@ -154,10 +154,10 @@ class Loop:
             self._state = self._ahead = None
             self._losses += 1
             self._data_lost = isinstance(error, WorkersLost)
-            if self._losses > MAX_LOSSES and self._data_lost:
-                ending = given_up("in one round")
-                raise ending from error
             if self._losses > MAX_LOSSES:
+                if self._data_lost:
+                    ending = given_up("in one round")
+                    raise ending from error
                 raise
         except KeyboardInterrupt:
             self._interrupts.seen()
@@ -208,7 +208,8 @@ class Loop:
             # A cluster goes on while the scalars of these rounds are on their way.
             self._ahead = self._submit(after)
         reports, errors = self._collect(batch)
-        self._losses = 0
+        if after.round > self._furthest:
+            self._furthest, self._losses = after.round, 0
         told = self._tell(state, reports, errors)
         exploded = {
             k: round
@@ -247,7 +248,8 @@ class Loop:
             self._settle()
         if due and self._alive and self._save():
             assert self.checkpoints is not None
-            self._go_on_from(self.checkpoints.rooted(self._settled))
+            self._settled = self.checkpoints.rooted(self._settled)
+            self._go_on_from(self._settled)
         if after.round // SNAPSHOT_EVERY > state.round // SNAPSHOT_EVERY:
             self._take_snapshot()
 
@@ -322,10 +324,8 @@ class Loop:
 
     def _converged(self, candidate: int, records: list[Record]) -> bool:
         """Return whether one of the rounds of a batch has hardly changed anything."""
-        earlier = records[0].round - 2
-        before = self._initial[candidate]
-        if earlier >= 0:
-            before = self._records[candidate][earlier].objective
+        kept, earlier = self._records[candidate], records[0].round - 2
+        before = kept[earlier].objective if earlier >= 0 else self._initial[candidate]
         return converges(records, before, self.rules.tol, self.data.noise)
 
     def _drop_losers(self, round: int) -> None:

@@ -86,7 +86,8 @@ def bytes_of(
 def making_bytes(work: Work, entries: float) -> float:
     """Return what is taken for a while as a block is made from the source."""
     if work.kind == "sparse":
-        return 24.0 * entries  # as it is stored; what is observed, and held out
+        # As it is stored, what is observed; and what is held out, by its places.
+        return (24.0 + 16.0 * work.held_out) * entries
     # Of a lazy array: as it is stored, as it is unpacked, and where it belongs. Chunks
     # are read as a whole.
     source = 3 * work.itemsize * max(entries, work.chunk) if work.chunk else 0

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from typing import Any
 
 from dmf.containers import Table, is_from, unwrap
@@ -202,9 +203,13 @@ def write_made(
     of, such as factors in memory.
     """
 
+    check_writable(path, overwrite)
+    tries = count()
+
     def made() -> Array:
         array = make()
-        write_matrix(array, path, overwrite)
+        # What is in the way of a further try is what the one before has left.
+        write_matrix(array, path, overwrite or next(tries) > 0)
         return array
 
     return insisting(choose_runner(None), made, f"while {locate(path)} was written")

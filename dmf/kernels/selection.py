@@ -70,7 +70,7 @@ def picked(
         None if weights is None else np.empty(stored, dtype=weights.dtype),
     )
     weights = None if weights is None else frozen(weights)
-    _pick(frozen(columns), frozen(values), weights, chosen, *found)
+    _pick(starts, frozen(columns), frozen(values), weights, chosen, *found)
     return begin, *found
 
 
@@ -111,9 +111,11 @@ def _count_rows(starts, chosen, begin):
 
 
 @compiled
-def _pick(columns, values, weights, chosen, onto_columns, onto_values, onto_weights):
+def _pick(
+    starts, columns, values, weights, chosen, onto_columns, onto_values, onto_weights
+):
     k = 0
-    for e in range(chosen.size):
+    for e in range(starts[-1]):
         if chosen[e]:
             onto_columns[k] = columns[e]
             onto_values[k] = values[e]
