@@ -139,7 +139,7 @@ def fit_candidates(
             data = reload()
             return data, "" if saved is None else fingerprint(data, runner)
 
-        data, print_of_data = insisting(runner, loaded, "while X was loaded")
+        data, print_of_data = insisting(runner.session, loaded, "while X was loaded")
         check_scale(data.totals.mean_square**0.5, data.dtype)
         bar = Progress(settings.progress, settings.rules.max_rounds, len(candidates))
         stack.enter_context(bar)

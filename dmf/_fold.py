@@ -75,7 +75,9 @@ def fold_in(
     check_same_labels(labels, fit.labels, (1 - axis,))
     runner = choose_runner(client, gpu_for(X))
     folded = partial(_folded, fit, X, mask, axis, runner)
-    return replace(insisting(runner, folded, FOLDING.format(own)), labels=labels)
+    return replace(
+        insisting(runner.session, folded, FOLDING.format(own)), labels=labels
+    )
 
 
 def _folded(
@@ -203,7 +205,7 @@ def _grown(
         part = part_without_held_out(X, validation, cut)
         return _folded(fit, part, own_mask, axis, runner)
 
-    new = insisting(runner, folded, FOLDING.format(SIDES[axis][0]))
+    new = insisting(runner.session, folded, FOLDING.format(SIDES[axis][0]))
     joined: dict[str, Any] = {}
     name, offsets = (("W", "row_offsets"), ("H", "column_offsets"))[axis]
     joined[name] = concatenated([getattr(fit, name), getattr(new, name)], axis)

@@ -48,13 +48,13 @@ def losing(times: int) -> Callable[[], int]:
 
 @pytest.mark.parametrize("times", [0, 1, MAX_LOSSES])
 def test_what_workers_take_along_is_done_again(times: int) -> None:
-    assert insisting(Threads(), losing(times), "at work") == times + 1
+    assert insisting(Threads().session, losing(times), "at work") == times + 1
 
 
 def test_work_that_loses_workers_again_and_again_is_given_up() -> None:
     work = losing(MAX_LOSSES + 1)
     with pytest.raises(ClusterError, match=r"^workers were lost 6 times at work; look"):
-        insisting(Threads(), work, "at work")
+        insisting(Threads().session, work, "at work")
     assert work() == MAX_LOSSES + 2  # it was tried so often, less this time
 
 

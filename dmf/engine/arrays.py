@@ -166,7 +166,7 @@ def number_observed(X: Array, mask: Array | None) -> int:
         )
         return int(counts.sum().compute())
 
-    return insisting(runner, counted, "while X was counted")
+    return insisting(runner.session, counted, "while X was counted")
 
 
 def split_lazily(

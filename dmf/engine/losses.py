@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from distributed import Client
-
-    from dmf.engine.runner import Runner
 
 T = TypeVar("T")
 
@@ -25,12 +23,13 @@ class WorkersLost(ClusterError):
     """Workers died and took data with them that Dask can't compute again."""
 
 
-def insisting(runner: Runner, work: Callable[[], T], when: str) -> T:
+def insisting(session: Callable[[], Any], work: Callable[[], T], when: str) -> T:
     """Do some work in a session, anew whenever workers have taken its data along.
 
     Parameters
     ----------
-    runner : Runner
+    session : callable
+        Returns a context manager to run tasks in, as a runner's does.
     work : callable
         Brings all that it needs to the workers itself: what was brought there before
         would be lost for each further try, too.
@@ -45,7 +44,7 @@ def insisting(runner: Runner, work: Callable[[], T], when: str) -> T:
     losses = 0
     while True:
         try:
-            with runner.session():
+            with session():
                 return work()
         except WorkersLost as error:
             losses += 1

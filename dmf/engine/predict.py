@@ -272,7 +272,7 @@ def errors_of(
         Values or weights that `dmf.observed.observe` refuses; nothing is observed.
     """
     compared = partial(_compared, X, mask, W, H, runner)
-    return insisting(runner, compared, "while predictions were compared with X")
+    return insisting(runner.session, compared, "while predictions were compared with X")
 
 
 def _compared(

@@ -48,7 +48,7 @@ def survey(
     """
     if is_dask(X):
         seen_there = partial(_survey_lazily, X, mask, W, H, look, runner)
-        return insisting(runner, seen_there, "while X was looked at")
+        return insisting(runner.session, seen_there, "while X was looked at")
     W, H = fetch(W, H)
     matrices = [X] if mask is None else [X, in_memory(mask)]
     if block_kind(X) == "sparse":

@@ -212,7 +212,9 @@ def write_made(
         write_matrix(array, path, overwrite or next(tries) > 0)
         return array
 
-    return insisting(choose_runner(None), made, f"while {locate(path)} was written")
+    return insisting(
+        choose_runner(None).session, made, f"while {locate(path)} was written"
+    )
 
 
 def check_output(array: Array, path: PathLike) -> None:
