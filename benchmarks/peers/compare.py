@@ -72,7 +72,7 @@ def measure_curve(
     if name not in settings:
         msg = (
             f"no settings; python -m benchmarks.peers.tune --data {found.data} "
-            f"--rank {found.rank} --system '{name}' chooses them"
+            f"--rank {found.rank} --system NAME chooses them"
         )
         raise UnavailableError(msg)
     return processes.fit(
@@ -132,10 +132,13 @@ def main() -> None:
     for data in sets:
         for rank in ranks:
             try:
-                done.append(compare(data, rank, names, place, asked.repeats))
+                found = compare(data, rank, names, place, asked.repeats)
             except UnavailableError as error:
                 print(f"  {data} is left out: {error}")
                 continue
+            if not found.systems:
+                continue
+            done.append(found)
             draw(done[-1], asked.output / f"{stem}-{problem_key(data, rank)}.png")
             # After each problem, so that a run that is interrupted leaves its results.
             text = report(done, where, stem)

@@ -61,7 +61,10 @@ def report(done: list[Comparison], where: str, stem: str) -> str:
             f"![RMSE against seconds]({stem}-{key}.png)",
             whole_fits(found),
         ]
-        parts += [f"Left out: {name}: {why}." for name, why in found.left_out.items()]
+        reasons: dict[str, list[str]] = {}
+        for name, why in found.left_out.items():
+            reasons.setdefault(why, []).append(name)
+        parts += [f"Left out: {', '.join(of)}: {why}." for why, of in reasons.items()]
     parts += ["## Systems", notes(done)]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
