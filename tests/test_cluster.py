@@ -155,28 +155,6 @@ def test_an_active_client_is_used_and_a_configured_scheduler_respected(
     assert not ran
 
 
-@pytest.mark.parametrize(("seconds", "looks"), [(0.0, 15), (3600.0, 1)])
-def test_rounds_seldom_wait_for_a_look_at_the_workers(
-    client: Any,
-    uneven: Any,
-    seconds: float,
-    looks: int,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("dmf.engine.runner.LOOK_SECONDS", seconds)
-    asked: list[str] = []
-
-    class Asked(Cluster):
-        def _threads(self) -> dict[str, int]:
-            asked.append("threads")
-            return super()._threads()
-
-    monkeypatch.setattr("dmf.engine.runner.Cluster", Asked)
-    found = dmf.factorize(uneven, 5, **SETTINGS)
-    assert len(asked) == looks
-    assert_same_bits(found, on_threads(uneven, 5))
-
-
 def test_several_rounds_in_one_graph_give_the_same(client: Any, uneven: Any) -> None:
     expected = on_threads(uneven, 5)
     found = dmf.factorize(uneven, 5, check_every=4, **SETTINGS)

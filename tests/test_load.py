@@ -123,12 +123,6 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return times
 
 
-@pytest.fixture
-def each_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look for new workers in each round, so that it's sure which one sees them."""
-    monkeypatch.setattr("dmf.engine.runner.LOOK_SECONDS", 0)
-
-
 def assert_same(found: dmf.Factorization, expected: Any, client: Client) -> None:
     with client.as_current():
         W, H = np.asarray(found.W), np.asarray(found.H)
@@ -136,7 +130,6 @@ def assert_same(found: dmf.Factorization, expected: Any, client: Client) -> None
     np.testing.assert_array_equal(H, np.asarray(expected.H))
 
 
-@pytest.mark.usefixtures("each_round")
 def test_workers_that_join_are_used_and_those_that_leave_change_nothing(
     lone: Any, X: Any, begun: list[int]
 ) -> None:
@@ -172,7 +165,6 @@ def hold(number: int) -> None:
     distributed.Event("enough").wait()
 
 
-@pytest.mark.usefixtures("each_round")
 def test_a_cluster_that_adapts_to_its_load(lone: Any, X: Any, begun: list[int]) -> None:
     """Work of others makes it grow, and when it's idle it retires a worker."""
     expected = alone(X, 5)

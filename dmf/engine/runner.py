@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -28,9 +27,6 @@ from dmf.engine.lower import Graph, Key
 
 if TYPE_CHECKING:
     from distributed import Client
-
-# How often new workers are looked for: to ask takes as long as a small round.
-LOOK_SECONDS = 1.0
 
 Leaf = Any  # what stands for a computed value: the value itself, or a Future
 
@@ -210,7 +206,6 @@ class Cluster(_Placing):
         # Of tasks: those on a GPU go where one is offered.
         self._needs: dict[str, Any] = {} if gpu is None else {"resources": RESOURCE}
         self._workers: set[str] | None = None  # among whom things were dealt last
-        self._looked = -math.inf  # when that was
 
     def put(
         self,
@@ -245,12 +240,10 @@ class Cluster(_Placing):
             raise no_worker(seconds) from error
 
     def share(self, leaves: list[Leaf]) -> list[Leaf] | None:
-        if time.monotonic() - self._looked < LOOK_SECONDS:
-            return None
         with translated(self._client):
             there = set(self._threads())
             new = there - (self._workers or there)
-            self._workers, self._looked = there, time.monotonic()
+            self._workers = there
             if not new:
                 return None
             shared: list[Leaf] = []
