@@ -21,6 +21,8 @@ CLASS = 4
 SHARE_OF_MEMORY = 1 / 4
 # The fullest block stores at most so many times the mean, unless that is slower.
 MOST_IMBALANCE = 1.15
+# What the model can't tell apart: costs count in steps of this share.
+ALIKE = 0.05
 # A user's chunks are kept if a round then takes at most so many times the best plan's.
 KEEP_CHUNKS = 2.0
 # If they aren't, so many seconds a round are worth a message.
@@ -69,14 +71,19 @@ def ranked_grids(work: Work, machine: Machine) -> list[tuple[int, int]]:
     same factors.
     """
     machine = _class_of(machine)
+    seconds = {
+        grid: cost_of(work, grid, machine).seconds
+        for grid in _candidates(work, machine)
+    }
+    least = min(seconds.values())
 
-    def rank(grid: tuple[int, int]) -> tuple[float, int, tuple[int, int]]:
-        # The model can't tell grids apart that differ in the third digit: of these,
-        # more blocks give more workers something to do.
-        seconds = float(f"{cost_of(work, grid, machine).seconds:.2g}")
-        return seconds, -math.prod(grid), grid
+    def rank(grid: tuple[int, int]) -> tuple[int, int, int, tuple[int, int]]:
+        # Of grids that the model can't tell apart, more blocks give more workers
+        # something to do, and square ones send the least on clusters of any size.
+        steps = round(math.log(seconds[grid] / least) / ALIKE)
+        return steps, -math.prod(grid), max(grid), grid
 
-    return sorted(_candidates(work, machine), key=rank)
+    return sorted(seconds, key=rank)
 
 
 class Flaw(NamedTuple):
