@@ -163,16 +163,20 @@ def report(X: Any, rank: int, client: Any, repeat: int = 5) -> None:
         print(f"    {name}: 2 processes / threads {ratio:.2f}")
 
 
+def printed_by(code: str, times: int) -> list[float]:
+    """Return the numbers that a process prints, each time a new one, in order."""
+    command = [sys.executable, "-c", code]
+    runs = [subprocess.run(command, capture_output=True) for _ in range(times)]
+    return sorted(float(run.stdout) for run in runs)
+
+
 def report_import() -> None:
     code = (
         "import time; t = time.perf_counter(); import dmf; "
         "print(round(time.perf_counter() - t, 3))"
     )
-    times = [
-        float(subprocess.run([sys.executable, "-c", code], capture_output=True).stdout)
-        for _ in range(7)
-    ]
-    print(f"import dmf: median {sorted(times)[3]:.3f} s, lowest {min(times):.3f} s")
+    times = printed_by(code, 7)
+    print(f"import dmf: median {times[3]:.3f} s, lowest {times[0]:.3f} s")
 
 
 def report_small() -> None:
@@ -183,15 +187,12 @@ def report_small() -> None:
         "dmf.factorize(X, 16, tol=0, max_rounds=40, progress=False)\n"
         "print(time.perf_counter() - t)"
     )
-    first = [
-        float(subprocess.run([sys.executable, "-c", code], capture_output=True).stdout)
-        for _ in range(3)
-    ]
+    first = printed_by(code, 3)
     X = power_law(943, 1682, 80_000, 16)
     fit = partial(dmf.factorize, X, 16, tol=0, max_rounds=40, progress=False)
     print(
         f"943 × 1682, {X.nnz} observed, rank 16, 40 rounds: {median_ms(fit):.0f} ms; "
-        f"the first call of a process {1e3 * sorted(first)[1]:.0f} ms"
+        f"the first call of a process {1e3 * first[1]:.0f} ms"
     )
 
 

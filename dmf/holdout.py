@@ -22,7 +22,7 @@ _STEP = 0x9E3779B97F4A7C15
 _FIRST = 0xBF58476D1CE4E5B9
 _SECOND = 0x94D049BB133111EB
 
-# Entries that are decided on at once.
+# Entries that are decided on, or added up, at once: in 8 bytes each.
 PART = 2**16
 
 

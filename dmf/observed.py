@@ -24,7 +24,7 @@ from dmf.entries import (
     row_numbers,
     same_pattern,
 )
-from dmf.holdout import Share
+from dmf.holdout import PART, Share
 from dmf.kernels import dense
 from dmf.kernels.dense import DenseBlock
 from dmf.sizes import Sized
@@ -57,8 +57,6 @@ class Observed(Sized):
     totals: Totals
 
 
-# Entries of a sparse block that are added up at once.
-PART = 2**16
 NO_COUNTS = (np.empty(0), np.empty(0))
 
 

@@ -261,7 +261,6 @@ def kind_of(value: Any) -> tuple[type, ...]:
         ("dask-cupy", (da.Array, DeviceArray, DeviceArray)),
     ],
 )
-@pytest.mark.filterwarnings("ignore:X has 3 × 2 chunks")
 def test_results_are_of_the_kind_that_was_given(
     form: str, kind: tuple[type, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -139,7 +139,7 @@ def main() -> None:
             if not found.systems:
                 continue
             done.append(found)
-            draw(done[-1], asked.output / f"{stem}-{problem_key(data, rank)}.png")
+            draw(found, asked.output / f"{stem}-{problem_key(data, rank)}.png")
             # After each problem, so that a run that is interrupted leaves its results.
             text = report(done, where, stem)
             (asked.output / f"{stem}.md").write_text(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -170,16 +171,15 @@ def balanced_grid(X: Any, work: Work, machine: Machine) -> Grid:
     machine : Machine
     """
     rows = np.diff(X.indptr)
-    columns = None  # counting them passes over all of X: only if they are cut
+    # Counting them passes over all of X: only if they are cut.
+    columns = cache(lambda: np.bincount(X.indices, minlength=X.shape[1]))
     alike = _class_of(machine)
     best: tuple[float, Grid] | None = None
     for P, Q in ranked_grids(work, machine):
         if best is not None and cost_of(work, (P, Q), alike).seconds >= best[0]:
             break  # even in perfect balance
-        if Q > 1 and columns is None:
-            columns = np.bincount(X.indices, minlength=X.shape[1])
-        of_columns = (0, X.shape[1]) if columns is None else balanced_bounds(columns, Q)
-        grid = Grid(balanced_bounds(rows, P), of_columns)
+        across = balanced_bounds(columns(), Q) if Q > 1 else (0, X.shape[1])
+        grid = Grid(balanced_bounds(rows, P), across)
         stored = stored_in(X, grid)
         imbalance = max(1.0, float(stored.max() / max(stored.mean(), 1e-9)))
         if imbalance <= MOST_IMBALANCE:

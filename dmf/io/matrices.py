@@ -202,7 +202,6 @@ def write_made(
     Both are done anew when workers have taken along what was brought to them to make it
     of, such as factors in memory.
     """
-
     check_writable(path, overwrite)
     tries = count()
 

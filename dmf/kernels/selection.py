@@ -63,7 +63,6 @@ def picked(
     begin = np.zeros(len(starts), dtype=np.int64)
     _count_rows(starts, chosen, begin)
     stored = int(begin[-1])
-
     found = (
         np.empty(stored, dtype=np.int32),
         np.empty(stored, dtype=values.dtype),
