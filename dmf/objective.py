@@ -88,7 +88,7 @@ class Terms(NamedTuple):
         if not self.quadratic:
             gradient = factor - self.prox(factor - gradient, 1.0)
         wide = xp.astype(gradient, xp.float64)
-        return xp.sum(wide * wide, axis=(0, 2))
+        return xp.sum(row_dots(xp, wide, wide), axis=0)
 
     def prox(self, point: Array, step: Array | float) -> Array:
         """Return what minimises ½ (w − point)² / step + λ |w| above the bound."""

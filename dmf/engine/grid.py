@@ -126,9 +126,10 @@ def _class_of(machine: Machine) -> Machine:
 
 def _candidates(work: Work, machine: Machine) -> list[tuple[int, int]]:
     """Return the grids to choose from: P and Q are powers of two, with as many blocks
-    as threads at most, unless it takes more of them to keep each one small."""
+    as threads at most, unless it takes more of them to keep each one small. GPUs are
+    threads here: a block fills one."""
     least = _fewest(work, machine)
-    most = max(machine.threads, 2 * least)
+    most = max(machine.threads, 1 << (least - 1).bit_length())
     sides = [
         [2**k for k in range(min(length, most).bit_length())] for length in work.shape
     ]

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from array_api_compat import array_namespace
-from numba import cuda
 from scipy.sparse import csr_array
 
 from dmf.kernels import warps
 from dmf.kernels.coordinates import descend_coordinates as descend_coordinates
+from dmf.kernels.lanes import launch, layout_for
 from dmf.kernels.strips import PAIRS
 from dmf.kernels.strips import advance as advance
 from dmf.kernels.strips import directions as directions
@@ -112,7 +112,7 @@ def gradient(
     result = xp.zeros(moving.shape, dtype=moving.dtype)  # in C order, whatever it has
     losses = xp.zeros((*half.owners.shape, moving.shape[1]), dtype=xp.float64)
     alpha = _alpha(block, moving.dtype)
-    _launch(_kernels_for(fixed).gradient, half, fixed, alpha, moving, result, losses)
+    _launch("gradient", half, fixed, alpha, moving, result, losses)
     return result, xp.sum(losses, axis=0)
 
 
@@ -125,8 +125,7 @@ def curvature(
     result = xp.zeros(shape, dtype=xp.float64)
     alpha = _alpha(block, np.dtype(np.float64))
     first, second = moves[0], moves[1] if len(moves) > 1 else None
-    kernel = _kernels_for(fixed).curvature
-    _launch(kernel, block.halves[axis], fixed, alpha, first, second, result)
+    _launch("curvature", block.halves[axis], fixed, alpha, first, second, result)
     return result
 
 
@@ -134,7 +133,7 @@ def product(block: CudaBlock, fixed: Array, axis: int) -> Array:
     """Return what `dmf.kernels.sparse.product` does."""
     xp = array_namespace(fixed)
     result = xp.zeros((block.shape[axis], *fixed.shape[1:]), dtype=fixed.dtype)
-    _launch(_kernels_for(fixed).product, block.halves[axis], fixed, None, result)
+    _launch("product", block.halves[axis], fixed, None, result)
     return result
 
 
@@ -145,7 +144,7 @@ def gram(block: CudaBlock, fixed: Array, axis: int) -> Array:
     shape = (block.shape[axis], fixed.shape[1], rank, rank)
     result = xp.zeros(shape, dtype=fixed.dtype)
     alpha = _alpha(block, fixed.dtype)
-    _launch(_kernels_for(fixed).gram, block.halves[axis], fixed, alpha, result)
+    _launch("gram", block.halves[axis], fixed, alpha, result)
     return result
 
 
@@ -154,7 +153,7 @@ def errors(block: CudaBlock, W: Array, H: Array) -> Array:
     xp = array_namespace(W)
     half = block.halves[0]
     sums = xp.zeros((*half.owners.shape, W.shape[1], 2), dtype=xp.float64)
-    _launch(_kernels_for(H).errors, half, H, None, W, sums)
+    _launch("errors", half, H, None, W, sums)
     return xp.sum(sums, axis=0)
 
 
@@ -163,29 +162,11 @@ def _alpha(block: CudaBlock, dtype: Any) -> Any:
     return np.dtype(dtype).type(block.unobserved) if block.unobserved else None
 
 
-def _kernels_for(factor: Array) -> warps.Kernels:
-    steps = -(-factor.shape[2] // warps.WARP)
-    return warps.kernels_of(steps, np.dtype(factor.dtype), warps.WARP)
-
-
-def _launch(kernel: Any, half: Half, fixed: Array, *arguments: Any) -> None:
+def _launch(name: str, half: Half, fixed: Array, *arguments: Any) -> None:
     """Run a kernel with a warp for each segment and candidate."""
-    if half.owners.shape[0] == 0:  # nothing is stored
-        return
-    given = [_as_cuda_array(part) for part in (*half, fixed, *arguments)]
-    # CuPy's own stream, which its arrays name: what is read was launched there.
-    stream = getattr(given[0], "stream", 0)
-    kernel[(half.owners.shape[0], fixed.shape[1]), warps.WARP, stream](*given)
-
-
-def _as_cuda_array(value: Any) -> Any:
-    """Return an array of a device as numba-cuda's: one view, nothing is copied.
-
-    It shall not wait for what was launched before: all of that is in the same stream.
-    """
-    if not hasattr(value, "__cuda_array_interface__"):
-        return value
-    if not value.flags.c_contiguous:
-        value = value.copy(order="C")
-    view: Any = cuda.as_cuda_array
-    return view(value, sync=False)
+    _, candidates, rank = fixed.shape
+    kernels = warps.kernels_of(layout_for(rank), np.dtype(fixed.dtype))
+    # Rows of the fixed factor are looked up in what is one long row.
+    flat = fixed.reshape(-1)
+    segments = half.owners.shape[0]
+    launch(getattr(kernels, name), segments, candidates, *half, flat, *arguments)

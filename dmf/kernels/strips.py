@@ -1,14 +1,19 @@
 """Kernels on strips of the moving factor: where its rows may go, and the move itself.
 
-These are the passes over the factors between the passes over the data. For NumPy they
-are compiled (`dmf.kernels.rows`); the formulas here are for any array-API namespace.
+These are the passes over the factors between the passes over the data. For NumPy and
+CuPy they are compiled (`dmf.kernels.rows`, `dmf.kernels.cuda_rows`); the formulas here
+are for any array-API namespace.
 """
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from array_api_compat import array_namespace, is_numpy_namespace
+from array_api_compat import (
+    array_namespace,
+    is_cupy_namespace,
+    is_numpy_namespace,
+)
 
 Array = Any
 Terms = Any  # dmf.objective.Terms
@@ -69,11 +74,22 @@ def directions(
         Where to go first, if not along −g.
     moves : {1, 2}
     """
-    if is_numpy_namespace(array_namespace(moving)):
+    compiled = _compiled_for(array_namespace(moving))
+    find = plain_directions if compiled is None else compiled.directions
+    return find(gradient, moving, last, terms, first, moves=moves)
+
+
+def _compiled_for(xp: Any) -> Any:
+    """Return the module with the compiled kernels of a namespace; None: it has none."""
+    if is_numpy_namespace(xp):
         from dmf.kernels import rows
 
-        return rows.directions(gradient, moving, last, terms, first, moves=moves)
-    return plain_directions(gradient, moving, last, terms, first, moves=moves)
+        return rows
+    if is_cupy_namespace(xp):
+        from dmf.kernels import cuda_rows
+
+        return cuda_rows
+    return None
 
 
 def plain_directions(
@@ -112,7 +128,7 @@ def plain_directions(
         slopes(pull),
         xp.stack(curvature, axis=-1),
         terms.value(moving),
-        xp.sum(wide * wide, axis=(0, 2)),
+        xp.sum(row_dots(xp, wide, wide), axis=0),
     )
 
 
@@ -130,11 +146,9 @@ def advance(
     rank : int
         The factor's own columns, the first of the c.
     """
-    if is_numpy_namespace(array_namespace(moving)):
-        from dmf.kernels import rows
-
-        return rows.advance(moving, units, strides, terms, rank=rank)
-    return plain_advance(moving, units, strides, terms, rank=rank)
+    compiled = _compiled_for(array_namespace(moving))
+    move = plain_advance if compiled is None else compiled.advance
+    return move(moving, units, strides, terms, rank=rank)
 
 
 def plain_advance(
@@ -231,7 +245,8 @@ def sizes(factor: Array, move: Array, rank: int) -> tuple[Array, Array, Array]:
     """
     xp = array_namespace(factor)
     own, taken = factor[:, :, :rank], move[:, :, :rank]
-    zeros = xp.astype(xp.count_nonzero(own == 0, axis=(0, 2)), xp.float64)
+    # Row by row: CuPy is slow where much is added up to a few numbers.
+    zeros = xp.sum(xp.astype(xp.count_nonzero(own == 0, axis=2), xp.float64), axis=0)
     taken, squares = (xp.sum(row_dots(xp, rows, rows), axis=0) for rows in (taken, own))
     return taken, squares, zeros
 

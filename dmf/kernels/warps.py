@@ -1,12 +1,14 @@
 """What a warp does with a segment of a sparse row, compiled with numba-cuda.
 
-It goes through its entries 32 at a time, in three steps. Lanes lie along the columns of
-the factors, so that rows are read as they lie in memory: first each lane writes its
-share of all 32 dot products to shared memory. Then each lane has an entry of its own,
-adds up the shares and forms the residual. Then they lie along the columns again, and
-add up in registers what the entries bring to the row. A block of threads is one warp:
-barriers cost next to nothing, and warps wait for no other. Where a row has several
-segments, their warps add with atomics.
+Its teams (see `dmf.kernels.lanes`) work on entries of their own, side by side: each one
+holds the row of the fixed factor that its entry names. What entries bring to the row of
+the moving factor stays in registers until the end of the segment, when the teams add up
+theirs. Where a row has several segments, their warps add with atomics.
+
+Few instructions and many reads under way are what counts here, since each entry asks
+for another row: indices are unsigned (Numba looks for negative ones otherwise), rows
+are found in the flat factor by one product, and several are asked for before the first
+is used.
 """
 
 from __future__ import annotations
@@ -18,9 +20,10 @@ import numba
 import numpy as np
 from numba import cuda
 
-WARP = 32
-# Few rows are no mistake of the user's, whom Numba would warn of idle processors.
-numba.config.CUDA_LOW_OCCUPANCY_WARNINGS = 0
+from dmf.kernels.lanes import Layout, inlined, jit, tools_of
+
+# Numbers that a lane asks for before it uses the first.
+AHEAD = 16
 
 
 class Kernels(NamedTuple):
@@ -34,50 +37,66 @@ class Kernels(NamedTuple):
 
 
 @lru_cache
-def kernels_of(steps: int, dtype: np.dtype[Any], lanes: int = WARP) -> Kernels:
-    """Return the kernels for factors of at most ``lanes * steps`` columns.
-
-    A lane holds `steps` numbers of a row. They are a constant of the kernels, so that
-    they stay in registers. A device has 32 lanes in a warp.
-    """
+def kernels_of(layout: Layout, dtype: np.dtype[Any]) -> Kernels:
+    """Return the kernels for factors in a layout."""
+    lanes, team, steps, even = layout
+    teams = lanes // team
+    ahead = max(1, AHEAD // steps)
+    turn = ahead * teams  # entries that a warp works on at a time
+    window = ahead * steps
     number = numba.from_dtype(dtype)
     zero = dtype.type(0)
-    padded = lanes + 1  # rows of shared memory begin in different banks
+    load, _, across, dot = tools_of(layout, dtype)
 
-    @cuda.jit(device=True, inline="always")
-    def load(rows, i, k, lane, into):
-        """Let each lane hold its numbers of a row; beyond the rank they are zeros."""
-        for t in range(steps):
-            c = lane + t * lanes
-            into[t] = rows[i, k, c] if c < rows.shape[2] else zero
+    @inlined
+    def segment():
+        """Return the segment and the candidate of a warp."""
+        first = cuda.blockIdx.x * numba.int64(cuda.blockDim.y)
+        return first + cuda.threadIdx.y, cuda.blockIdx.y
 
-    @cuda.jit(device=True, inline="always")
-    def multiply(row, fixed, k, others, begin, count, lane, shares):
-        """Write each lane's share of the dot products of a row and those of entries."""
-        for e in range(count):
-            j = others[begin + e]
-            share = zero
+    @inlined
+    def place():
+        """Return the team of a lane, and its place in that."""
+        return cuda.threadIdx.x // team, cuda.threadIdx.x % team
+
+    @inlined
+    def apart(factor, k, lane):
+        """Return how far rows are apart in a flat factor, and where a lane begins."""
+        rank = factor.shape[2]
+        return numba.uint32(factor.shape[1] * rank), numba.uint64(k * rank + lane)
+
+    @inlined
+    def fetch(fixed, others, first, begin, count, stride, start, lane, rank, into):
+        """Ask for the rows of the fixed factor that the entries of a turn name."""
+        for u in range(ahead):
+            # Beyond the last entry, that once more: whoever uses rows looks at it.
+            e = first + numba.uint64(min(begin + u * teams, count - 1))
+            row = numba.uint32(others[e]) * stride + start
             for t in range(steps):
-                c = lane + t * lanes
-                if c < fixed.shape[2]:
-                    share += row[t] * fixed[j, k, c]
-            shares[e, lane] = share
+                if even or lane + t * team < rank:
+                    into[u * steps + t] = fixed[row + numba.uint64(t * team)]
+                else:
+                    into[u * steps + t] = zero
 
-    @cuda.jit(device=True, inline="always")
-    def added(shares, entry, rank=lanes):
-        """Return the sum of what lanes have of an entry: its dot product."""
-        total = shares[entry, 0]
-        for lane in range(1, min(rank, lanes)):
-            total += shares[entry, lane]
-        return total
-
-    @cuda.jit(device=True, inline="always")
+    @inlined
     def is_alone(owners, s):
         """Return whether a segment is all of its row."""
         first = s == 0 or owners[s - 1] != owners[s]
         return first and (s + 1 == owners.size or owners[s + 1] != owners[s])
 
-    @cuda.jit
+    @inlined
+    def write(total, mine, lane, result, i, k, alone):
+        """Add up what the teams bring to a row, and write it."""
+        for t in range(steps):
+            share = across(total[t])
+            c = lane + t * team
+            if mine == 0 and c < result.shape[2]:
+                if alone:
+                    result[i, k, c] = share
+                else:
+                    cuda.atomic.add(result, (i, k, c), share)
+
+    @jit
     def gradient(
         owners,
         starts,
@@ -90,55 +109,43 @@ def kernels_of(steps: int, dtype: np.dtype[Any], lanes: int = WARP) -> Kernels:
         result,
         losses,
     ):
-        s, k, lane = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
-        shares = cuda.shared.array((lanes, padded), number)
-        scales = cuda.shared.array(lanes, number)
-        squares = cuda.shared.array((1, lanes), numba.float64)
+        s, k = segment()
+        if s >= owners.size:
+            return
+        mine, lane = place()
+        rows = cuda.local.array(window, number)
         row = cuda.local.array(steps, number)
         total = cuda.local.array(steps, number)
-        i, rank = owners[s], fixed.shape[2]
+        i, first, count = owners[s], numba.uint64(starts[s]), starts[s + 1] - starts[s]
+        stride, start = apart(moving, k, lane)
+        rank = moving.shape[2]
         load(moving, i, k, lane, row)
         for t in range(steps):
             total[t] = zero
-        own = 0.0
-        for begin in range(starts[s], starts[s + 1], lanes):
-            count = min(lanes, starts[s + 1] - begin)
-            multiply(row, fixed, k, others, begin, count, lane, shares)
-            cuda.syncthreads()
-            if lane < count:
-                e = begin + lane
-                predicted = added(shares, lane, rank)
-                residual = predicted - values[e]
-                weighted = residual
-                if weights is not None:
-                    weighted = residual * weights[e]
-                own += numba.float64(residual) * numba.float64(weighted)
-                if alpha is not None:
-                    shrunk = alpha * predicted
-                    own -= numba.float64(shrunk) * numba.float64(predicted)
-                    weighted -= shrunk
-                scales[lane] = weighted
-            cuda.syncthreads()
-            for e in range(count):
-                j = others[begin + e]
-                for t in range(steps):
-                    c = lane + t * lanes
-                    if c < rank:
-                        total[t] += scales[e] * fixed[j, k, c]
-        alone = is_alone(owners, s)
-        for t in range(steps):
-            c = lane + t * lanes
-            if c < rank:
-                if alone:
-                    result[i, k, c] = total[t]
-                else:
-                    cuda.atomic.add(result, (i, k, c), total[t])
-        squares[0, lane] = own
-        cuda.syncthreads()
-        if lane == 0:
-            losses[s, k] = 0.5 * added(squares, 0)
+        loss = 0.0
+        for begin in range(mine, count + mine, turn):
+            fetch(fixed, others, first, begin, count, stride, start, lane, rank, rows)
+            for u in range(ahead):
+                predicted = dot(row, rows, u * steps)
+                if begin + u * teams < count:
+                    e = first + numba.uint64(begin + u * teams)
+                    residual = predicted - values[e]
+                    weighted = residual
+                    if weights is not None:
+                        weighted = residual * weights[e]
+                    loss += numba.float64(residual) * numba.float64(weighted)
+                    if alpha is not None:
+                        shrunk = alpha * predicted
+                        loss -= numba.float64(shrunk) * numba.float64(predicted)
+                        weighted -= shrunk
+                    for t in range(steps):
+                        total[t] += weighted * rows[u * steps + t]
+        write(total, mine, lane, result, i, k, is_alone(owners, s))
+        loss = across(loss)
+        if cuda.threadIdx.x == 0:
+            losses[s, k] = 0.5 * loss
 
-    @cuda.jit
+    @jit
     def curvature(
         owners,
         starts,
@@ -147,85 +154,88 @@ def kernels_of(steps: int, dtype: np.dtype[Any], lanes: int = WARP) -> Kernels:
         weights,
         fixed,
         alpha,
-        first,
+        move,
         second,
         result,
     ):
-        s, k, lane = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
-        shares = cuda.shared.array((lanes, padded), number)
-        sums = cuda.shared.array((3, lanes), numba.float64)
+        s, k = segment()
+        if s >= owners.size:
+            return
+        mine, lane = place()
+        rows = cuda.local.array(window, number)
         row = cuda.local.array(steps, number)
-        i, rank = owners[s], fixed.shape[2]
-        load(first, i, k, lane, row)
+        row_too = cuda.local.array(steps, number)
+        i, first, count = owners[s], numba.uint64(starts[s]), starts[s + 1] - starts[s]
+        stride, start = apart(move, k, lane)
+        rank = move.shape[2]
+        load(move, i, k, lane, row)
         if second is not None:
-            shares_too = cuda.shared.array((lanes, padded), number)
-            row_too = cuda.local.array(steps, number)
             load(second, i, k, lane, row_too)
         aa, ab, bb = 0.0, 0.0, 0.0
-        for begin in range(starts[s], starts[s + 1], lanes):
-            count = min(lanes, starts[s + 1] - begin)
-            multiply(row, fixed, k, others, begin, count, lane, shares)
-            if second is not None:
-                multiply(row_too, fixed, k, others, begin, count, lane, shares_too)
-            cuda.syncthreads()
-            if lane < count:
-                a = numba.float64(added(shares, lane, rank))
+        for begin in range(mine, count + mine, turn):
+            fetch(fixed, others, first, begin, count, stride, start, lane, rank, rows)
+            for u in range(ahead):
+                a = numba.float64(dot(row, rows, u * steps))
                 b = 0.0
                 if second is not None:
-                    b = numba.float64(added(shares_too, lane, rank))
-                weighted_a, weighted_b = a, b
-                if weights is not None:
-                    weighted_a = a * weights[begin + lane]
-                    weighted_b = b * weights[begin + lane]
-                if alpha is not None:
-                    weighted_a -= alpha * a
-                    weighted_b -= alpha * b
-                aa += weighted_a * a
-                ab += weighted_a * b
-                bb += weighted_b * b
-            cuda.syncthreads()
-        sums[0, lane], sums[1, lane], sums[2, lane] = aa, ab, bb
-        cuda.syncthreads()
-        if lane < result.shape[2]:
-            total = added(sums, lane)
+                    b = numba.float64(dot(row_too, rows, u * steps))
+                if begin + u * teams < count:
+                    weighted_a, weighted_b = a, b
+                    if weights is not None:
+                        weight = weights[first + numba.uint64(begin + u * teams)]
+                        weighted_a = a * weight
+                        weighted_b = b * weight
+                    if alpha is not None:
+                        weighted_a -= alpha * a
+                        weighted_b -= alpha * b
+                    aa += weighted_a * a
+                    ab += weighted_a * b
+                    bb += weighted_b * b
+        aa, ab, bb = across(aa), across(ab), across(bb)
+        if cuda.threadIdx.x < result.shape[2]:
+            c = cuda.threadIdx.x
+            share = aa if c == 0 else (ab if c == 1 else bb)
             if is_alone(owners, s):
-                result[i, k, lane] = total
+                result[i, k, c] = share
             else:
-                cuda.atomic.add(result, (i, k, lane), total)
+                cuda.atomic.add(result, (i, k, c), share)
 
-    @cuda.jit
+    @jit
     def product(owners, starts, others, values, weights, fixed, alpha, result):
-        s, k, lane = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
+        s, k = segment()
+        if s >= owners.size:
+            return
+        mine, lane = place()
+        rows = cuda.local.array(window, number)
         total = cuda.local.array(steps, number)
-        i, rank = owners[s], fixed.shape[2]
+        i, first, count = owners[s], numba.uint64(starts[s]), starts[s + 1] - starts[s]
+        stride, start = apart(result, k, lane)
+        rank = result.shape[2]
         for t in range(steps):
             total[t] = zero
-        for e in range(starts[s], starts[s + 1]):
-            for t in range(steps):
-                c = lane + t * lanes
-                if c < rank:
-                    total[t] += values[e] * fixed[others[e], k, c]
-        alone = is_alone(owners, s)
-        for t in range(steps):
-            c = lane + t * lanes
-            if c < rank:
-                if alone:
-                    result[i, k, c] = total[t]
-                else:
-                    cuda.atomic.add(result, (i, k, c), total[t])
+        for begin in range(mine, count + mine, turn):
+            fetch(fixed, others, first, begin, count, stride, start, lane, rank, rows)
+            for u in range(ahead):
+                if begin + u * teams < count:
+                    value = values[first + numba.uint64(begin + u * teams)]
+                    for t in range(steps):
+                        total[t] += value * rows[u * steps + t]
+        write(total, mine, lane, result, i, k, is_alone(owners, s))
 
-    @cuda.jit
+    @jit
     def gram(owners, starts, others, values, weights, fixed, alpha, result):
-        s, k, lane = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
-        i, rank = owners[s], fixed.shape[2]
+        s, k = segment()
+        if s >= owners.size:
+            return
+        i, rank = owners[s], result.shape[2]
         alone = is_alone(owners, s)
         # A lane has entries of the matrix for itself.
-        for place in range(lane, rank * rank, lanes):
+        for place in range(cuda.threadIdx.x, rank * rank, lanes):
             a, b = place // rank, place % rank
             total = zero
             for e in range(starts[s], starts[s + 1]):
-                j = others[e]
-                term = fixed[j, k, a] * fixed[j, k, b]
+                row = (others[e] * numba.int64(result.shape[1]) + k) * rank
+                term = fixed[row + a] * fixed[row + b]
                 weighted = term
                 if weights is not None:
                     weighted = term * weights[e]
@@ -237,31 +247,33 @@ def kernels_of(steps: int, dtype: np.dtype[Any], lanes: int = WARP) -> Kernels:
             else:
                 cuda.atomic.add(result, (i, k, a, b), total)
 
-    @cuda.jit
+    @jit
     def errors(owners, starts, others, values, weights, fixed, alpha, moving, result):
-        s, k, lane = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
-        shares = cuda.shared.array((lanes, padded), number)
-        sums = cuda.shared.array((2, lanes), numba.float64)
+        s, k = segment()
+        if s >= owners.size:
+            return
+        mine, lane = place()
+        rows = cuda.local.array(window, number)
         row = cuda.local.array(steps, number)
+        first, count = numba.uint64(starts[s]), starts[s + 1] - starts[s]
+        stride, start = apart(moving, k, lane)
+        rank = moving.shape[2]
         load(moving, owners[s], k, lane, row)
         squares, sizes = 0.0, 0.0
-        for begin in range(starts[s], starts[s + 1], lanes):
-            count = min(lanes, starts[s + 1] - begin)
-            multiply(row, fixed, k, others, begin, count, lane, shares)
-            cuda.syncthreads()
-            if lane < count:
-                e = begin + lane
-                predicted = added(shares, lane, fixed.shape[2])
-                residual = numba.float64(predicted - values[e])
-                weighted = residual
-                if weights is not None:
-                    weighted = residual * weights[e]
-                squares += weighted * residual
-                sizes += abs(weighted)
-            cuda.syncthreads()
-        sums[0, lane], sums[1, lane] = squares, sizes
-        cuda.syncthreads()
-        if lane < 2:
-            result[s, k, lane] = added(sums, lane)
+        for begin in range(mine, count + mine, turn):
+            fetch(fixed, others, first, begin, count, stride, start, lane, rank, rows)
+            for u in range(ahead):
+                predicted = dot(row, rows, u * steps)
+                if begin + u * teams < count:
+                    e = first + numba.uint64(begin + u * teams)
+                    residual = numba.float64(predicted - values[e])
+                    weighted = residual
+                    if weights is not None:
+                        weighted = residual * weights[e]
+                    squares += weighted * residual
+                    sizes += abs(weighted)
+        squares, sizes = across(squares), across(sizes)
+        if cuda.threadIdx.x < 2:
+            result[s, k, cuda.threadIdx.x] = squares if cuda.threadIdx.x == 0 else sizes
 
     return Kernels(gradient, curvature, product, gram, errors)

@@ -3,36 +3,36 @@
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+from numba import cuda
 from numba.cuda.simulator import kernelapi
-from numba.np.numpy_support import as_dtype
 
 from tests.devices import stand_in
 
+simulated = cuda.jit
 
-class Shared:
-    """Shared memory of a simulated block: one array for each place that asks for one.
 
-    The simulator's own looks and then allocates: threads that are switched in between
-    would each have an array for themselves.
-    """
+def jit(*arguments: Any, extensions: Any = None, **options: Any) -> Any:
+    """Simulate a kernel: None needs no extension to be handed to one."""
+    return simulated(*arguments, **options)
 
-    def __init__(self, dynamic: int) -> None:
-        self._arrays: dict[tuple[str, int], Any] = {}
-        self._lock = threading.Lock()
 
-    def array(self, shape: Any, dtype: Any, alignment: Any = None) -> Any:
-        caller = sys._getframe(1)
-        place = caller.f_code.co_filename, caller.f_lineno
-        with self._lock:
-            if place not in self._arrays:
-                self._arrays[place] = np.empty(shape, as_dtype(dtype))
-            return self._arrays[place]
+cuda.jit = jit
+
+
+def handed_over(self: Any, lanes: int, value: Any, distance: int) -> Any:
+    """Return what the lane has whose number differs in one bit: the simulator can't."""
+    place = self.threadIdx.x, self.threadIdx.y
+    numbers = vars(self).setdefault("handed", {})
+    numbers[place] = value
+    self.syncthreads()
+    value = numbers[place[0] ^ distance, place[1]]
+    self.syncthreads()
+    return value
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -47,5 +47,6 @@ def _often_switched() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let NumPy's arrays stand for CuPy's: simulated kernels take them."""
-    monkeypatch.setattr(kernelapi, "FakeCUDAShared", Shared)
+    name = "shfl_xor_sync"
+    monkeypatch.setattr(kernelapi.FakeCUDAModule, name, handed_over, raising=False)
     stand_in(monkeypatch, np.asarray)

@@ -12,7 +12,7 @@ import scipy.sparse as sp
 
 import dmf
 from dmf import device
-from dmf.kernels import cuda, warps
+from dmf.kernels import cuda, lanes
 from dmf.offsets import COLUMNS
 from tests.devices import DeviceArray, assert_close, kinds_told_apart
 from tests.problems import SOLVERS, low_rank, mask_for, sparse_chunks
@@ -31,7 +31,7 @@ PROBLEM = low_rank(m=10, n=8, rank=2, dtype=np.float32)
 def _narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     """A warp of four lanes, and rows of more than four entries are long: a simulated
     thread is a Python thread."""
-    monkeypatch.setattr(warps, "WARP", 4)
+    monkeypatch.setattr(lanes, "WARP", 4)
     monkeypatch.setattr(cuda, "SEGMENT", 4)
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dmf.device import to_device
-from dmf.kernels import cuda, kernels_for, sparse, warps
+from dmf.kernels import cuda, kernels_for, lanes, sparse
 from dmf.kernels.sparse import SparseBlock
 
 Array = Any
@@ -19,10 +19,12 @@ PATTERNS = ["random", "empty", "one row", "one column", "long row", "unsorted"]
 
 
 @pytest.fixture(autouse=True)
-def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let two turns of a warp be a segment: a simulated thread is a Python thread, and
-    a row of 512 entries has taken minutes."""
-    monkeypatch.setattr(cuda, "SEGMENT", 2 * warps.WARP)
+def _narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two warps of four lanes in a block, and rows of more than eight entries are long:
+    a simulated thread is a Python thread."""
+    monkeypatch.setattr(lanes, "WARP", 4)
+    monkeypatch.setattr(lanes, "WARPS", 2)
+    monkeypatch.setattr(cuda, "SEGMENT", 8)
 
 
 def block_of(
@@ -36,7 +38,7 @@ def block_of(
     elif pattern == "one column":
         shape = (40, 1)
     elif pattern == "long row":
-        shape, observed = (2, warps.WARP + cuda.SEGMENT), 1.0
+        shape, observed = (2, lanes.WARP + cuda.SEGMENT), 1.0
     stored = rng.random(shape) < (0.0 if pattern == "empty" else observed)
     if pattern == "long row":
         stored[1, 3:] = False
@@ -93,10 +95,21 @@ def test_with_a_weight_for_what_is_not_stored(weighted: bool, axis: int) -> None
     compare(block, factors(block, 2, 3, np.float32), axis, np.float32)
 
 
-@pytest.mark.parametrize("rank", [1, 32, 33, 70])
-def test_ranks_around_those_of_a_warp(rank: int) -> None:
+@pytest.mark.parametrize("rank", [1, 2, 7, 8, 16, 17])
+def test_teams_of_every_width(rank: int) -> None:
+    """From one lane, with numbers beyond the row or without, to the whole warp."""
     block = block_of("random", np.float64, True)
-    compare(block, factors(block, 1, rank, np.float64), 0, np.float64)
+    compare(block, factors(block, 2, rank, np.float64), 0, np.float64)
+
+
+@pytest.mark.parametrize("rank", [3, 32, 70, 130])
+def test_warps_as_wide_as_those_of_devices(
+    rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lanes, "WARP", 32)
+    monkeypatch.setattr(lanes, "WARPS", 1)
+    block = block_of("random", np.float64, True)
+    compare(block, factors(block, 1, rank, np.float64), 1, np.float64)
 
 
 class Interfaced(np.ndarray):
