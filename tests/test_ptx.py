@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numba import float32, float64, int32, int64, none, types
+from numba import float32, float64, int32, int64, none, types, uint8
 from numba.cuda import compile
 
-from dmf.kernels import cuda, cuda_rows, lanes, warps
+from dmf.kernels import cuda, cuda_rows, cuda_tiles, lanes, warps
 from dmf.kernels.lanes import layout_for
 from dmf.kernels.sparse import SparseBlock
 
@@ -27,7 +27,9 @@ MOST_REGISTERS = {
     ("float64", 128): 112,
 }
 CAPABILITIES = [(8, 0), (9, 0)]
-NAMES = (*warps.Kernels._fields, *cuda_rows.Kernels._fields)
+NAMES = tuple(
+    name for module in (warps, cuda_rows, cuda_tiles) for name in module.Kernels._fields
+)
 
 
 def array(kind: Any, dimensions: int) -> Any:
@@ -41,7 +43,8 @@ def signatures(number: Any, weighted: bool, alpha: bool, moves: int) -> dict[str
     head = (*block, weights, array(number, 1))
     second = factor if moves == 2 else none
     totals = array(float64, 3)
-    centre = array(number, 2)
+    centre, tile = array(number, 2), array(number, 2)
+    mask = array(uint8, 2) if weighted else none
     return {
         "gradient": (
             *head,
@@ -58,6 +61,9 @@ def signatures(number: Any, weighted: bool, alpha: bool, moves: int) -> dict[str
             *(factor, factor, none, second, factor, centre, array(number, 1)),
             *(factor, second, totals, totals),
         ),
+        "residual": (tile, tile, mask, array(float64, 2)),
+        "row_curvature": (tile, tile if moves == 2 else none, mask, totals),
+        "column_curvature": (tile, tile if moves == 2 else none, mask, totals),
         "advance": (
             *(factor, factor, second, totals, factor, centre, int64),
             *(factor, factor, totals),
@@ -66,8 +72,11 @@ def signatures(number: Any, weighted: bool, alpha: bool, moves: int) -> dict[str
 
 
 def kernel_of(name: str, dtype: str, width: int) -> Any:
-    kinds = warps if name in warps.Kernels._fields else cuda_rows
-    return getattr(kinds.kernels_of(layout_for(width), np.dtype(dtype)), name)
+    number = np.dtype(dtype)
+    if name in cuda_tiles.Kernels._fields:
+        return getattr(cuda_tiles.kernels_of(number, lanes.WARP), name)
+    module = warps if name in warps.Kernels._fields else cuda_rows
+    return getattr(module.kernels_of(layout_for(width), number), name)
 
 
 @cache

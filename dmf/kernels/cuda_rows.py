@@ -111,7 +111,7 @@ def kernels_of(layout: Layout, dtype: np.dtype[Any]) -> Kernels:
     lanes, team, steps, _ = layout
     teams = lanes // team
     number = numba.from_dtype(dtype)
-    load, together, _, dot = tools_of(layout, dtype)
+    load, gather, *_ = tools_of(layout, dtype)
 
     @inlined
     def row_and_lane():
@@ -120,20 +120,17 @@ def kernels_of(layout: Layout, dtype: np.dtype[Any]) -> Kernels:
         return warp * teams + cuda.threadIdx.x // team, cuda.threadIdx.x % team
 
     @inlined
-    def store(row, rows, i, k, lane):
+    def store(rows, i, k, lane, row, length):
+        """Write a row, divided by its length unless that is 0."""
         for t in range(steps):
             c = lane + t * team
             if c < rows.shape[2]:
-                rows[i, k, c] = row[t]
+                rows[i, k, c] = row[t] / number(length) if length > 0 else row[t]
 
     @inlined
-    def weigh(ridge, i, k, lane, row, into):
-        """Weigh a row by λ, whether that is one number for all columns and candidates
-        or not."""
-        same = min(k, ridge.shape[1] - 1)
-        for t in range(steps):
-            c = min(lane + t * team, ridge.shape[2] - 1)
-            into[t] = ridge[i, same, c] * row[t]
+    def strength(ridge, i, k, c):
+        """Return λ, whether it is one number for all columns and candidates or not."""
+        return ridge[i, min(k, ridge.shape[1] - 1), min(c, ridge.shape[2] - 1)]
 
     @inlined
     def subtract(centre, k, lane, row):
@@ -141,19 +138,6 @@ def kernels_of(layout: Layout, dtype: np.dtype[Any]) -> Kernels:
             c = lane + t * team
             if c < centre.shape[1]:
                 row[t] -= centre[k, c]
-
-    @inlined
-    def divide(row):
-        """Return the length of a row, and divide the row by it."""
-        # In float64: the squares of tiny or huge entries would leave float32.
-        square = 0.0
-        for t in range(steps):
-            square += numba.float64(row[t]) * numba.float64(row[t])
-        length = math.sqrt(together(square))
-        if length > 0:
-            for t in range(steps):
-                row[t] /= number(length)
-        return length
 
     @jit
     def directions(
@@ -171,63 +155,71 @@ def kernels_of(layout: Layout, dtype: np.dtype[Any]) -> Kernels:
     ):
         row, lane = row_and_lane()
         k = cuda.blockIdx.y
-        # What is beyond the last row does it once more: all lanes hand over.
+        # Beyond the last row, that once more: all lanes hand over.
         i = min(row, moving.shape[0] - 1)
         away = cuda.local.array(steps, number)
         slope = cuda.local.array(steps, number)
-        pull = cuda.local.array(steps, number)
-        down = cuda.local.array(steps, number)
-        curved = cuda.local.array(steps, number)
+        move = cuda.local.array(steps, number)
+        other = cuda.local.array(steps, number)
         load(moving, i, k, lane, away)
         load(gradient, i, k, lane, slope)
         if centre is not None:
             subtract(centre, k, lane, away)
-        weigh(ridge, i, k, lane, away, pull)
-        penalty = 0.5 * numba.float64(dot(pull, away, 0))
-        for t in range(steps):
-            down[t] = -(slope[t] + pull[t])
-            if free is not None:
-                down[t] *= free[min(lane + t * team, free.size - 1)]
-        norm = divide(down)
-        square = norm * norm
         if first is not None:
-            load(first, i, k, lane, down)
-            norm = divide(down)
-        weigh(ridge, i, k, lane, down, curved)
-        loss_slope = norm * numba.float64(dot(down, slope, 0))
-        penalty_slope = norm * numba.float64(dot(down, pull, 0))
-        curvature = norm * norm * numba.float64(dot(down, curved, 0))
+            load(first, i, k, lane, move)
         if last is not None:
-            move = cuda.local.array(steps, number)
-            load(last, i, k, lane, move)
-            size = divide(move)
-            loss_slope_too = size * numba.float64(dot(move, slope, 0))
-            penalty_slope_too = size * numba.float64(dot(move, pull, 0))
-            both = norm * size * numba.float64(dot(move, curved, 0))
-            weigh(ridge, i, k, lane, move, curved)
-            curvature_too = size * size * numba.float64(dot(move, curved, 0))
+            load(last, i, k, lane, other)
+        # In float64: the squares of tiny or huge entries would leave float32.
+        total = cuda.local.array(11, numba.float64)
+        count = 6 if last is None else 11
+        for c in range(count):
+            total[c] = 0.0
+        for t in range(steps):
+            weight = strength(ridge, i, k, lane + t * team)
+            pull = weight * away[t]
+            down = -(slope[t] + pull)
+            if free is not None:
+                down *= free[min(lane + t * team, free.size - 1)]
+            if first is None:
+                move[t] = down
+            here = numba.float64(move[t])
+            total[0] += numba.float64(pull) * numba.float64(away[t])
+            total[1] += numba.float64(down) * numba.float64(down)
+            total[2] += here * here
+            total[3] += here * numba.float64(slope[t])
+            total[4] += here * numba.float64(pull)
+            total[5] += here * here * numba.float64(weight)
+            if last is not None:
+                before = numba.float64(other[t])
+                total[6] += before * before
+                total[7] += before * numba.float64(slope[t])
+                total[8] += before * numba.float64(pull)
+                total[9] += before * here * numba.float64(weight)
+                total[10] += before * before * numba.float64(weight)
+        gather(total, count)
         if row >= moving.shape[0]:
             return
-        store(down, unit, i, k, lane)
+        norm = math.sqrt(total[2])
+        store(unit, i, k, lane, move, norm)
         if last is not None:
-            store(move, unit_too, i, k, lane)
+            size = math.sqrt(total[6])
+            store(unit_too, i, k, lane, other, size)
         if lane == 0:
-            sums[0, k, i] = penalty
-            sums[1, k, i] = square
+            sums[0, k, i] = 0.5 * total[0]
+            sums[1, k, i] = total[1]
             numbers[0, i, k] = norm
             if last is None:
-                numbers[1, i, k] = loss_slope
-                numbers[2, i, k] = penalty_slope
-                numbers[3, i, k] = curvature
+                for c in range(3):
+                    numbers[1 + c, i, k] = total[3 + c]
             else:
                 numbers[1, i, k] = size
-                numbers[2, i, k] = loss_slope
-                numbers[3, i, k] = loss_slope_too
-                numbers[4, i, k] = penalty_slope
-                numbers[5, i, k] = penalty_slope_too
-                numbers[6, i, k] = curvature
-                numbers[7, i, k] = both
-                numbers[8, i, k] = curvature_too
+                numbers[2, i, k] = total[3]
+                numbers[3, i, k] = total[7]
+                numbers[4, i, k] = total[4]
+                numbers[5, i, k] = total[8]
+                numbers[6, i, k] = total[5]
+                numbers[7, i, k] = total[9]
+                numbers[8, i, k] = total[10]
 
     @jit
     def advance(
@@ -250,33 +242,35 @@ def kernels_of(layout: Layout, dtype: np.dtype[Any]) -> Kernels:
         other = cuda.local.array(steps, number)
         load(moving, i, k, lane, there)
         load(unit, i, k, lane, step)
-        stride = number(strides[i, k, 0])
         for t in range(steps):
-            step[t] *= stride
+            step[t] *= number(strides[i, k, 0])
         if unit_too is not None:
             load(unit_too, i, k, lane, other)
-            stride = number(strides[i, k, 1])
             for t in range(steps):
-                step[t] += stride * other[t]
-        moved, size, zeros = 0.0, 0.0, 0.0
+                step[t] += number(strides[i, k, 1]) * other[t]
         for t in range(steps):
             there[t] += step[t]
-            if lane + t * team < rank:
-                moved += numba.float64(step[t]) * numba.float64(step[t])
-                size += numba.float64(there[t]) * numba.float64(there[t])
-                zeros += numba.float64(there[t] == 0)
-        moved, size, zeros = together(moved), together(size), together(zeros)
         if row < moving.shape[0]:
-            store(step, move, i, k, lane)
-            store(there, factor, i, k, lane)
+            store(move, i, k, lane, step, 1.0)
+            store(factor, i, k, lane, there, 1.0)
+        total = cuda.local.array(4, numba.float64)
+        for c in range(4):
+            total[c] = 0.0
+        for t in range(steps):
+            here, moved = numba.float64(there[t]), numba.float64(step[t])
+            if lane + t * team < rank:
+                total[1] += moved * moved
+                total[2] += here * here
+                if here == 0.0:
+                    total[3] += 1.0
         if centre is not None:
             subtract(centre, k, lane, there)
-        weigh(ridge, i, k, lane, there, other)
-        penalty = 0.5 * numba.float64(dot(other, there, 0))
+        for t in range(steps):
+            pull = strength(ridge, i, k, lane + t * team) * there[t]
+            total[0] += 0.5 * numba.float64(pull) * numba.float64(there[t])
+        gather(total, 4)
         if row < moving.shape[0] and lane == 0:
-            sums[0, k, i] = penalty
-            sums[1, k, i] = moved
-            sums[2, k, i] = size
-            sums[3, k, i] = zeros
+            for c in range(4):
+                sums[c, k, i] = total[c]
 
     return Kernels(directions, advance)

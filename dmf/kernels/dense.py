@@ -2,8 +2,9 @@
 
 A block is worked through in tiles, so that the residual of a whole block never exists:
 a tile is a product that stays in the processor's cache between the operations on it.
-All candidates work on a tile before the next one is read. On NumPy the tiles are those
-of `dmf.kernels.tiles`, compiled; this module has them for all other namespaces.
+All candidates work on a tile before the next one is read. On NumPy and CuPy the tiles
+are those of `dmf.kernels.tiles` and `dmf.kernels.cuda_tiles`, compiled; this module has
+them for all other namespaces.
 """
 
 from __future__ import annotations
@@ -118,12 +119,10 @@ def curvature(
         return result
     if block.weights is None:
         _add_complete_curvature(moves, fixed, result)
-    elif is_numpy_namespace(xp):
-        from dmf.kernels import tiles
-
-        tiles.curvature(block, moves, fixed, axis, result)
     else:
-        _add_curvature(block, moves, fixed, axis, result)
+        compiled = _compiled_for(xp)
+        add = _add_curvature if compiled is None else compiled.curvature
+        add(block, moves, fixed, axis, result)
     return result
 
 
@@ -247,18 +246,28 @@ def _residuals(
         Σ M (W H − X)²
     """
     xp = array_namespace(block.values)
+    compiled = _compiled_for(xp)
+    if compiled is not None:
+        yield from compiled.residuals(block, W, H)
+        return
+    for rows, k in _tiles_of_candidates(block, W):
+        residual = W[rows, k, :] @ H[:, k, :].T - block.values[rows, :]
+        weighted = _weigh(xp, residual, block.weights, rows)
+        squares = xp.sum(weighted * residual, dtype=xp.float64)
+        yield rows, slice(0, block.shape[1]), k, weighted, squares
+
+
+def _compiled_for(xp: Any) -> Any:
+    """Return the module with the compiled tiles of a namespace; None: it has none."""
     if is_numpy_namespace(xp):
         from dmf.kernels import tiles  # Numba takes longer to import than the rest
 
-        yield from tiles.residuals(block, W, H)
-        return
-    scratch = _Scratch(xp)
-    for rows, k in _tiles_of_candidates(block, W):
-        residual = scratch.product(0, W[rows, k, :], H[:, k, :])
-        residual -= block.values[rows, :]
-        weighted = scratch.weigh(1, residual, block.weights, rows)
-        squares = xp.sum(scratch.multiply(2, weighted, residual), dtype=xp.float64)
-        yield rows, slice(0, block.shape[1]), k, weighted, squares
+        return tiles
+    if is_cupy_namespace(xp):
+        from dmf.kernels import cuda_tiles
+
+        return cuda_tiles
+    return None
 
 
 def _sum_of_sizes(xp: Any, tile: Array) -> Any:
@@ -274,23 +283,32 @@ def _add_curvature(
     block: DenseBlock, moves: tuple[Array, ...], fixed: Array, axis: int, result: Array
 ) -> None:
     xp = array_namespace(block.values)
-    scratch = _Scratch(xp)
     for rows, k in _tiles_of_candidates(block, fixed):
         # The block's rows are tiled: they belong to the moving factor or to the fixed.
         products = [
-            scratch.product(number, move[rows, k, :], fixed[:, k, :])
+            move[rows, k, :] @ fixed[:, k, :].T
             if axis == 0
-            else scratch.product(number, fixed[rows, k, :], move[:, k, :])
-            for number, move in enumerate(moves)
+            else fixed[rows, k, :] @ move[:, k, :].T
+            for move in moves
         ]
+        own = rows if axis == 0 else slice(None)
         pair = 0
         for a, first in enumerate(products):
-            weighted = scratch.weigh(2, first, block.weights, rows)
+            weighted = _weigh(xp, first, block.weights, rows)
             for second in products[a:]:
-                own = rows if axis == 0 else slice(None)
-                curved = scratch.multiply(3, weighted, second)
-                result[own, k, pair] += xp.sum(curved, axis=1 - axis, dtype=xp.float64)
+                curved = xp.sum(weighted * second, axis=1 - axis, dtype=xp.float64)
+                result[own, k, pair] += curved
                 pair += 1
+
+
+def _weigh(xp: Any, tile: Array, weights: Array | None, rows: slice) -> Array:
+    """Return M * tile; the tile itself if everything is observed."""
+    if weights is None:
+        return tile
+    weights = weights[rows, :]
+    if weights.dtype == tile.dtype:
+        return tile * weights
+    return xp.where(weights, tile, xp.zeros_like(tile))
 
 
 def _add_complete_curvature(
@@ -343,49 +361,3 @@ def _tiles_of_candidates(
     for rows in tiles(block):
         for k in range(factor.shape[1]):
             yield rows, k
-
-
-class _Scratch:
-    """Buffers that the tiles of one kernel call share, where NumPy isn't at work.
-
-    A fresh 2 MB array for every tile costs more than the arithmetic on it. CuPy writes
-    into given memory (`out=`), which the array API standard leaves out; other
-    namespaces allocate.
-    """
-
-    def __init__(self, xp: Any) -> None:
-        self._xp = xp
-        self._reuse = is_cupy_namespace(xp)
-        self._buffers: dict[int, Array] = {}
-
-    def product(self, slot: int, left: Array, right: Array) -> Array:
-        """Return left @ right.T."""
-        if not self._reuse:
-            return left @ right.T
-        out = self._buffer(slot, (left.shape[0], right.shape[0]), left)
-        return self._xp.matmul(left, right.T, out=out)
-
-    def multiply(self, slot: int, left: Array, right: Array) -> Array:
-        """Return left * right."""
-        if not self._reuse:
-            return left * right
-        out = self._buffer(slot, left.shape, left)
-        return self._xp.multiply(left, right, out=out)
-
-    def weigh(
-        self, slot: int, tile: Array, weights: Array | None, rows: slice
-    ) -> Array:
-        """Return M * tile; the tile itself if everything is observed."""
-        if weights is None:
-            return tile
-        weights = weights[rows, :]
-        if self._reuse or weights.dtype == tile.dtype:
-            return self.multiply(slot, tile, weights)
-        return self._xp.where(weights, tile, self._xp.zeros_like(tile))
-
-    def _buffer(self, slot: int, shape: tuple[int, ...], like: Array) -> Array:
-        buffer = self._buffers.get(slot)
-        if buffer is None or buffer.shape[0] < shape[0]:
-            buffer = self._xp.empty_like(like, shape=shape)
-            self._buffers[slot] = buffer
-        return buffer[: shape[0]]

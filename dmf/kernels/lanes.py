@@ -37,7 +37,7 @@ class Nothing:
         return kind, value
 
 
-jit = cuda.jit(extensions=[Nothing])
+jit: Any = cuda.jit(extensions=[Nothing])  # type: ignore[call-arg]
 inlined = cuda.jit(device=True, inline="always")
 
 
@@ -64,7 +64,7 @@ class Tools(NamedTuple):
     """What lanes do with rows, compiled into the kernels that use it."""
 
     load: Any
-    together: Any
+    gather: Any
     across: Any
     dot: Any
 
@@ -83,13 +83,13 @@ def tools_of(layout: Layout, dtype: np.dtype[Any]) -> Tools:
             into[t] = rows[i, k, c] if c < rows.shape[2] else zero
 
     @inlined
-    def together(share):
-        """Return the sum of what the lanes of a team have."""
+    def gather(shares, count):
+        """Add up what the lanes of a team have: some numbers each, replaced by sums."""
         distance = team // 2
         while distance > 0:
-            share += cuda.shfl_xor_sync(EVERY, share, distance)
+            for s in range(count):
+                shares[s] += cuda.shfl_xor_sync(EVERY, shares[s], distance)
             distance //= 2
-        return share
 
     @inlined
     def across(share):
@@ -106,29 +106,58 @@ def tools_of(layout: Layout, dtype: np.dtype[Any]) -> Tools:
         total = zero
         for t in range(steps):
             total += row[t] * other[at + t]
-        return together(total)
+        distance = team // 2
+        while distance > 0:
+            total += cuda.shfl_xor_sync(EVERY, total, distance)
+            distance //= 2
+        return total
 
-    return Tools(load, together, across, dot)
+    return Tools(load, gather, across, dot)
 
 
 def launch(kernel: Any, warps: int, candidates: int, *arguments: Any) -> None:
     """Run a kernel with some warps for each candidate."""
     if warps == 0:
         return
-    given = [_as_cuda_array(argument) for argument in arguments]
+    held = [_in_order(argument) for argument in arguments]
     # CuPy's own stream, which its arrays name: what is read was launched there.
-    stream = getattr(given[0], "stream", 0)
-    kernel[(-(-warps // WARPS), candidates), (WARP, WARPS), stream](*given)
+    stream = _stream_of(held[0])
+    views = [_view(argument) for argument in held]
+    kernel[(-(-warps // WARPS), candidates), (WARP, WARPS), stream](*views)
 
 
-def _as_cuda_array(value: Any) -> Any:
-    """Return an array of a device as numba-cuda's: one view, nothing is copied.
+def _in_order(value: Any) -> Any:
+    if not hasattr(value, "__cuda_array_interface__") or value.flags.c_contiguous:
+        return value
+    return value.copy(order="C")
 
-    It shall not wait for what was launched before: all of that is in the same stream.
-    """
+
+def _view(value: Any) -> Any:
+    """Return an array of a device as numba-cuda's; nothing is copied."""
     if not hasattr(value, "__cuda_array_interface__"):
         return value
-    if not value.flags.c_contiguous:
-        value = value.copy(order="C")
-    view: Any = cuda.as_cuda_array
-    return view(value, sync=False)
+    there = value.__cuda_array_interface__
+    return _view_of(there["data"][0], there["shape"], there["typestr"])
+
+
+@lru_cache(maxsize=2**12)
+def _view_of(pointer: int, shape: tuple[int, ...], kind: str) -> Any:
+    """Return a view of memory, which whoever launches a kernel keeps.
+
+    It takes numba-cuda longer to make than to launch; rounds use the same memory.
+    """
+    there = {"data": (pointer, False), "shape": shape, "typestr": kind, "version": 3}
+    view: Any = cuda.from_cuda_array_interface
+    # It shall not wait for what was launched before: all of that is in the same stream.
+    return view(there, sync=False)
+
+
+def _stream_of(value: Any) -> Any:
+    number = getattr(value, "__cuda_array_interface__", {}).get("stream")
+    return 0 if number is None else _stream(number)
+
+
+@lru_cache
+def _stream(number: int) -> Any:
+    stream: Any = cuda.external_stream
+    return stream(number)
