@@ -13,9 +13,9 @@ import pytest
 
 import dmf
 from dmf.device import Gpu, to_device, to_host
-from dmf.kernels import cuda, sparse
+from dmf.kernels import cuda, dense, sparse
 from dmf.offsets import COLUMNS
-from tests.blocks import block_of
+from tests.blocks import MASKS, block_of
 from tests.devices import assert_close
 from tests.problems import (
     CHUNKS,
@@ -115,6 +115,35 @@ def test_sparse_kernels(mask: str, alpha: float, axis: int, rank: int) -> None:
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5 * size)
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_dense_kernels(
+    dtype: Any, mask: str, axis: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With several tiles, and rows and columns of several parts."""
+    monkeypatch.setattr(dense, "DEVICE_TILE_BYTES", 2**22)
+    problem = low_rank(m=1100, n=1300, rank=5, observed=0.8, dtype=dtype)
+    block, _ = block_of(problem, "dense", mask)
+    there = to_device(block)
+    W, H = stacked_start(problem, 2)
+    moving, fixed = (W, H) if axis == 0 else (H, W)
+    calls: list[tuple[str, tuple[Any, ...]]] = [
+        ("gradient", (moving, fixed, axis)),
+        ("curvature", ((moving,), fixed, axis)),
+        ("curvature", ((moving, 2 * moving - 1), fixed, axis)),
+        ("errors", (W, H)),
+    ]
+    for name, arguments in calls:
+        found = to_host(getattr(dense, name)(there, *to_device(arguments)))
+        expected = getattr(dense, name)(block, *arguments)
+        pairs = zip(found, expected, strict=True) if name == "gradient" else None
+        for one, other in pairs or [(found, expected)]:
+            limit = 1e-4 if dtype == np.float32 else 1e-10
+            size = float(np.abs(other).max())
+            np.testing.assert_allclose(one, other, rtol=limit, atol=0.1 * limit * size)
+
+
 @pytest.mark.parametrize("lazy", [False, True])
 @each_form
 def test_arrays_that_are_there(form: str, lazy: bool) -> None:
@@ -124,9 +153,9 @@ def test_arrays_that_are_there(form: str, lazy: bool) -> None:
 
     X: Any = form_of(PROBLEM, form)
     if lazy and form == "sparse":
-        dense = np.where(PROBLEM.mask, PROBLEM.truth, 0)
-        meta = csp.csr_matrix((0, 0), dtype=dense.dtype)
-        there = sparse_chunks(dense).map_blocks(csp.csr_matrix, meta=meta)
+        stored = np.where(PROBLEM.mask, PROBLEM.truth, 0)
+        meta = csp.csr_matrix((0, 0), dtype=stored.dtype)
+        there = sparse_chunks(stored).map_blocks(csp.csr_matrix, meta=meta)
     elif lazy:
         there = da.from_array(X, chunks=CHUNKS).map_blocks(cupy.asarray)
     else:
@@ -146,6 +175,32 @@ def test_arrays_that_are_there(form: str, lazy: bool) -> None:
     excluded = fit.recommend([0, 7], 4, exclude=there)
     expected = host.recommend([0, 7], 4, exclude=X)
     np.testing.assert_array_equal(excluded[0], expected[0])
+
+
+@each_form
+def test_blocks_that_stay_on_the_host(form: str) -> None:
+    """In memory that isn't moved; each pass brings them, ahead of the work on them."""
+    assert_close(*both(form_of(PROBLEM, form), stream=True))
+
+
+def test_several_blocks() -> None:
+    filled = np.where(PROBLEM.mask, PROBLEM.truth, 0)
+    there, here = both(sparse_chunks(filled), offsets="both")
+    np.testing.assert_allclose(np.asarray(there.W), np.asarray(here.W), rtol=1e-3)
+
+
+@pytest.mark.cluster
+@each_form
+def test_on_a_worker_that_offers_it(form: str) -> None:
+    """The client of a cluster needs no GPU; results are as in one process."""
+    from distributed import Client, LocalCluster
+
+    X = form_of(PROBLEM, form)
+    here = dmf.factorize(X, 3, max_rounds=5, tol=0)
+    options = {"dashboard_address": "127.0.0.1:0", "resources": {"GPU": 1}}
+    with LocalCluster(1, threads_per_worker=1, **options) as cluster, Client(cluster):
+        there = dmf.factorize(X, 3, max_rounds=5, tol=0, device="gpu")
+        assert_close(there, here)
 
 
 def test_data_that_are_read_anew() -> None:
