@@ -18,13 +18,13 @@ from dmf.kernels.sparse import SparseBlock
 # Registers of a thread, as found with CUDA 13.5, and a few more for other versions. A
 # multiprocessor has 64 Ki of them: with 64, half of the warps that it has room for.
 MOST_REGISTERS = {
-    # dtype and width of a row
-    ("float32", 16): 72,
-    ("float32", 20): 80,
-    ("float32", 64): 72,
-    ("float32", 256): 96,
-    ("float64", 1): 80,
-    ("float64", 128): 112,
+    # dtype and width of a row: compute capability 8.0 and 9.0
+    ("float32", 16): (136, 72),
+    ("float32", 20): (128, 80),
+    ("float32", 64): (136, 72),
+    ("float32", 256): (152, 96),
+    ("float64", 1): (104, 104),
+    ("float64", 128): (184, 112),
 }
 CAPABILITIES = [(8, 0), (9, 0)]
 NAMES = tuple(
@@ -138,7 +138,8 @@ def test_rows_stay_in_registers(
     assert ".target sm_{}{}".format(*capability) in ptx
     registers, local = assembled(ptx, capability)
     assert local == 0
-    assert registers <= MOST_REGISTERS[dtype, width]
+    most = MOST_REGISTERS[dtype, width][CAPABILITIES.index(capability)]
+    assert registers <= most
 
 
 @pytest.mark.parametrize("alpha", [False, True])
@@ -171,6 +172,21 @@ def test_factors_are_summed_in_their_own_dtype(name: str) -> None:
     assert wide == 0 if name in ("product", "gram") else wide < 40
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_what_is_not_there_is_handed_over_too(weighted: bool) -> None:
+    """numba-cuda compiles a parameter for None, but launches only with what it knows:
+    an array is its memory's owner and parent, sizes, a pointer, shape and strides."""
+    ptx = compiled("gradient", "float32", 16, (9, 0), weighted, alpha=False)
+    entry = ptx[ptx.index(".entry") : ptx.index("{")]
+    arguments = signatures(float32, weighted, alpha=False, moves=2)["gradient"]
+    handed = 0
+    for kind in arguments:
+        kind, _ = lanes.Nothing.prepare_args(kind, None, stream=0, retr=[])
+        handed += 5 + 2 * kind.ndim if isinstance(kind, types.Array) else 1
+        assert isinstance(kind, types.Array | types.CPointer)
+    assert len(re.findall(r"\.param \.", entry)) == handed
+
+
 def test_few_rows_are_launched_without_a_warning() -> None:
     for name in NAMES:
         kernel = kernel_of(name, "float32", 16)
@@ -183,8 +199,9 @@ def test_kernels_run_in_the_stream_of_the_arrays(
     """CuPy's current one; numba-cuda's default one may be another."""
 
     class There(np.ndarray):
-        __cuda_array_interface__ = property(lambda self: self.__array_interface__)
-        stream = "that of CuPy"
+        @property
+        def __cuda_array_interface__(self) -> dict[str, Any]:
+            return {**self.__array_interface__, "stream": 7}
 
     class Launched:
         def __getitem__(self, configuration: Any) -> Any:
@@ -194,7 +211,10 @@ def test_kernels_run_in_the_stream_of_the_arrays(
     configurations: list[Any] = []
     kernels = warps.Kernels(*(Launched() for _ in warps.Kernels._fields))
     monkeypatch.setattr(warps, "kernels_of", lambda *_: kernels)
-    monkeypatch.setattr(lanes.cuda, "as_cuda_array", lambda array, sync: array)
+    monkeypatch.setattr(lanes, "_view", lambda array: array)
+    monkeypatch.setattr(
+        lanes.cuda, "external_stream", lambda number: f"CuPy's {number}"
+    )
     rows = SparseBlock(
         np.array([0, 1]), np.array([0], np.int32), np.ones(1), None, (1, 2)
     )
@@ -202,10 +222,11 @@ def test_kernels_run_in_the_stream_of_the_arrays(
     block = cuda.CudaBlock((cuda.Half(*half, None),) * 2, rows.shape)
     factors = np.ones((1, 3, 4)), np.ones((2, 3, 4))
     cuda.gradient(block, *factors, 0)
-    assert configurations == [((1, 3), (32, 4), "that of CuPy")]
+    assert configurations == [((1, 3), (32, 4), "CuPy's 7")]
 
 
 def test_only_long_rows_are_added_with_atomics() -> None:
     ptx = compiled("gradient", "float32", 16, (8, 0))
-    assert len(re.findall(r"(?:atom|red)\S*\.add\.f32", ptx)) == 1
+    held = layout_for(16).steps  # numbers of a lane, each with an instruction
+    assert len(re.findall(r"(?:atom|red)\S*\.add\.f32", ptx)) == held
     assert re.search(r"st\.global\.(?:b32|f32)", ptx)
