@@ -314,15 +314,14 @@ def _count(
 
 
 def _part(Y: Any, rows: range, columns: range) -> Any:
-    """Return a part of a matrix in memory; whole rows are no more than a view.
-
-    SciPy itself copies entries that are less than half of what a view is of.
-    """
+    """Return a part of a matrix in memory; whole rows are no more than a view."""
     if is_sparse(Y) and len(columns) == Y.shape[1]:
         starts = Y.indptr[rows.start : rows.stop + 1]
         own = slice(starts[0], starts[-1])
-        entries = (Y.data[own], Y.indices[own], starts - starts[0])
-        part = type(Y)(entries, shape=(len(rows), len(columns)))
+        part = type(Y)((len(rows), len(columns)), dtype=Y.dtype)
+        # SciPy's constructor would copy what is less than half of an array.
+        part.data, part.indices = Y.data[own], Y.indices[own]
+        part.indptr = starts - starts[0]
         part.has_canonical_format = Y.has_canonical_format
         return part
     return Y[rows.start : rows.stop, columns.start : columns.stop]
