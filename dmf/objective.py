@@ -241,7 +241,9 @@ class Side:
     def _offset_strengths(self, xp: Any, counts: Array) -> Array:
         if "offset" not in self.roles:
             return xp.zeros_like(counts)
-        return self.unit**2 * self.offset_penalty.ridge(counts)
+        # Where nothing is observed, the offset is the centre, at no cost.
+        seen = xp.astype(counts > 0, xp.float64)
+        return self.unit**2 * self.offset_penalty.ridge(counts) * seen
 
     def _beside(self, xp: Any, strengths: Array, offset: Array) -> Array:
         """Return strengths for the factor's columns and for those beside them."""

@@ -13,7 +13,7 @@ from typing import Any
 import dask.array as da
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import dmf
@@ -119,6 +119,17 @@ def fit_form(problem: Problem, form: str, weighted: bool, **options: Any) -> Any
     validation=st.sampled_from([None, 0.15]),
     observed=st.sampled_from([0.5, 0.95]),
     seed=st.integers(0, 1000),
+)
+# A row whose entries are all held out: its offset is the centre, at no cost.
+@example(
+    offsets="rows",
+    for_W=None,
+    for_H=None,
+    weighted=False,
+    alpha=0.0,
+    validation=0.15,
+    observed=0.5,
+    seed=598,
 )
 def test_any_model_on_any_form(
     offsets: str,

@@ -10,6 +10,7 @@ import dask
 import dask.array as da
 import numpy as np
 import pytest
+from dask.callbacks import Callback
 from dask.sizeof import sizeof
 
 import dmf
@@ -26,7 +27,7 @@ from dmf.init import RandomStart
 from dmf.objective import Objective
 from dmf.observed import observe
 from dmf.solvers.base import Moved
-from tests.problems import low_rank, objective_of
+from tests.problems import SOLVERS, low_rank, objective_of
 
 RIDGE = dmf.Ridge(0.1)
 
@@ -132,6 +133,7 @@ def test_tasks_have_names_that_people_can_read() -> None:
     from dask.utils import key_split
 
     data, state, objective = prepared(2, 2)
+    data = replace(data, together=(False, False))
     graph, _, _ = build_rounds(data, state, dmf.NormalizedGradient(), objective, 1)
     names = {key_split(key) for key in graph}
     assert {"gradient-W", "direction-W", "curvature-W", "update-W"} <= names
@@ -140,7 +142,7 @@ def test_tasks_have_names_that_people_can_read() -> None:
 
 @pytest.mark.parametrize("fan_in", [2, 3, 16])
 @pytest.mark.parametrize(("P", "Q"), [(1, 1), (5, 1), (1, 7), (4, 9)])
-@pytest.mark.parametrize("where", ["near", "far", "apart"])
+@pytest.mark.parametrize("where", ["near", "far", "apart", "together"])
 def test_sums_are_trees(P: int, Q: int, fan_in: int, where: str) -> None:
     """No task adds up more than the fan-in, and the totals are right."""
     trace = Trace()
@@ -161,9 +163,12 @@ def test_sums_are_trees(P: int, Q: int, fan_in: int, where: str) -> None:
         "test",
         (),
         fan_in=fan_in,
-        near=where == "near",
+        near=where in ("near", "together"),
         apart=where == "apart",
+        together=where == "together",
     )
+    if where == "together" and fan_in >= Q:
+        assert {key[0] for key in lowering.graph} == {"mix-test", "sum-all-test"}
     for task in lowering.graph.values():
         lists = [part for part in task[1:] if isinstance(part, list)]
         assert all(len(part) <= fan_in for part in lists)
@@ -194,6 +199,56 @@ def test_many_strips_give_what_one_does(
             fit = dmf.factorize(X, 3, solver=solver, max_rounds=5, tol=0)
         found.append(np.asarray(fit.W) @ np.asarray(fit.H))
     np.testing.assert_allclose(found[1], found[0], rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("solver", "penalty"),
+    [
+        *((solver, RIDGE) for solver in SOLVERS),
+        (dmf.NormalizedGradient(), dmf.Smooth(2.0) + RIDGE),
+        (dmf.NormalizedGradient(), dmf.NonNegative() + dmf.Lasso(0.1)),
+    ],
+    ids=repr,
+)
+@pytest.mark.usefixtures("keep_chunks")
+def test_blocks_together_give_the_same_bits(solver: Any, penalty: Any) -> None:
+    """Two threads have a strip of each factor to themselves; three share blocks."""
+    X = da.from_array(low_rank(60, 40, 3).nan, chunks=(30, 20))
+    fits, tasks = [], []
+    for threads in (2, 3):
+        ran: list[Any] = []
+        with (
+            dask.config.set(num_workers=threads),
+            Callback(pretask=lambda key, *_, ran=ran: ran.append(key)),
+        ):
+            options: dict[str, Any] = {"offsets": "both", "max_rounds": 4, "tol": 0}
+            fit = dmf.factorize(X, 3, solver=solver, penalty=penalty, **options)
+            fits.append(fit)
+        tasks.append(len(ran))
+    assert tasks[0] < tasks[1]
+    for name in ("W", "H", "row_offsets", "column_offsets"):
+        one, other = (np.asarray(getattr(fit, name)) for fit in fits)
+        np.testing.assert_array_equal(one, other)
+    assert fits[0].history.objective.tolist() == fits[1].history.objective.tolist()
+
+
+def test_what_a_later_stage_wants_of_blocks_keeps_them_apart() -> None:
+    trace = Trace()
+    block = trace.input("block")
+    twice = trace.per_block("twice", lambda x: 2 * x, block)
+    total = trace.sum_over_all(trace.sum_over_strip(twice))
+    mixed = trace.per_block("mixed", lambda x, t: x * t, twice, total)
+    summed = trace.sum_over_strip(mixed)
+    inputs = {block: Place(lambda i, j: ("block", i, j))}
+    lowering = Lowering(
+        trace, inputs, (summed,), (2, 3), "test", (), near=True, together=True
+    )
+    names = {key[0] for key in lowering.graph}
+    assert names == {"twice-test", "sum-test", "sum-all-test", "mixed-test"}
+    values = {("block", i, j): float(3 * i + j) for i in range(2) for j in range(3)}
+    tasks = Tasks(lowering.graph | values, [lowering.find(summed).key(1, 0)])
+    (found,) = dask.compute(tasks, scheduler="sync")[0]
+    assert found == 2 * (3 + 4 + 5) * 2 * sum(range(6))
 
 
 def test_sums_leave_their_parts_alone() -> None:

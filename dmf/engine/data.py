@@ -44,6 +44,9 @@ class Data:
         Whether the blocks are on the workers of a cluster.
     gpu : bool
         Whether they are in the memory of GPUs.
+    together : (bool, bool)
+        Whether a task that moves a strip of W, or of H, shall work on all of its
+        blocks.
     there : bool
         Whether X was there before: then the factors shall be, too.
     leaves : dict
@@ -60,6 +63,7 @@ class Data:
     unobserved: float
     remote: bool
     gpu: bool
+    together: tuple[bool, bool]
     there: bool
     leaves: dict[Key, Leaf] = field(repr=False)
 

@@ -31,6 +31,10 @@ KEEP_SHARE = 0.6
 MOST = 0.9
 
 
+# From so many on, some threads may have a strip more than others.
+STRIPS_A_THREAD = 4
+
+
 @dataclass(frozen=True)
 class Layout:
     """How a fit will run.
@@ -49,6 +53,16 @@ class Layout:
     def bytes(self, used: float = PROCESS) -> Bytes:
         """Return what it takes of the fullest worker, which now uses so much."""
         return bytes_of(self.work, self.grid.shape, self.machine, used)
+
+    def together(self, axis: int) -> bool:
+        """Return whether a task that moves a strip shall work on all of its blocks.
+
+        Then there are as many tasks as strips, and nothing waits in between. What is
+        read anew is read for each block, and workers have blocks of their own.
+        """
+        strips, threads = self.grid.shape[axis], self.machine.threads
+        even = strips % threads == 0 or strips >= STRIPS_A_THREAD * threads
+        return even and not self.work.streamed and not self.machine.workers
 
 
 def work_of(

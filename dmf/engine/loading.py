@@ -147,6 +147,7 @@ def load(
         unobserved=unobserved,
         remote=runner.remote,
         gpu=runner.gpu is not None,
+        together=(layout.together(0), layout.together(1)),
         there=is_there(X),
         leaves=leaves | summary,
     )

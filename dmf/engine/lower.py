@@ -2,13 +2,14 @@
 
 Operations that follow each other in one place become one task, a *stage*. Where a strip
 has a single block, "per block" and "per strip" are the same place, so that a whole
-half-step of the row scope is one task. Where X is a single block, all places are one.
-So tasks are few and fat, which is what a scheduler wants, and solvers need not care.
+half-step of the row scope is one task; and so it is where a task may work on all blocks
+of its strip, one after the other. Where X is a single block, all places are one. So
+tasks are few and fat, which is what a scheduler wants, and solvers need not care.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -39,6 +40,9 @@ class Argument(NamedTuple):
     path: Path = ()
     kind: Literal["value", "part", "list"] = "value"
 
+
+# Where a task has a value: an argument or a result, of a block of its strip or of all.
+Slots = dict[tuple[Argument, int | None], int]
 
 # How many partial sums one task adds up: wide trees are shallow, and each level waits.
 # What is large is added up in narrow ones, side by side, and neighbours, which are on
@@ -109,6 +113,8 @@ class Lowering:
     near : bool
         Whether nothing travels at all: then edges of strips, and what is summed of
         each, need no tasks.
+    together : bool
+        Whether a task may work on all blocks of a strip.
 
     Attributes
     ----------
@@ -128,6 +134,7 @@ class Lowering:
         fan_in: int = FAN_IN,
         apart: bool = False,
         near: bool = False,
+        together: bool = False,
     ) -> None:
         self.graph: Graph = {}
         self._strips, self._blocks = shape
@@ -139,12 +146,17 @@ class Lowering:
         self._fan_in = fan_in
         self._found = {value.number: place for value, place in inputs.items()}
         asked = {v.number for v in outputs}
-        for kind, stage in _stages(trace.operations, asked, shape):
-            later = asked | {
-                v.number
-                for op in trace.operations[stage[-1].result.number + 1 :]
-                for v in op.operands
-            }
+        stages = list(_stages(trace.operations, asked, shape))
+        # Many partial sums are added up in a tree, whose order is that of the bits.
+        if together and self._blocks <= fan_in:
+            longer = list(_stages(trace.operations, asked, shape, together=True))
+            if not any(
+                op.result.place == "block" and op.result.number in later
+                for _, stage, later in longer
+                for op in stage
+            ):
+                stages = longer
+        for kind, stage, later in stages:
             if kind == "all":
                 self._add_total(stage[-1])
             elif kind == "edges":
@@ -160,25 +172,40 @@ class Lowering:
     def _add_stage(self, stage: list[Operation], place: str, later: set[int]) -> None:
         """Add one task for each strip or block that does all of a stage."""
         own = [op.result.number for op in stage]
+        blocks = range(self._blocks)
+        several = place == "strip" and self._blocks > 1
+
+        def turns(value: Value) -> Iterable[int | None]:
+            """Return the blocks of its strip for which a task has such a value."""
+            return blocks if several and value.place == "block" else (None,)
+
         # An operand from outside the stage is an argument of its tasks.
         arguments = dict.fromkeys(
-            self._argument(op, value)
+            (self._argument(op, value), j)
             for op in stage
             for value in op.operands
             if value.number not in own
+            for j in ((None,) if self._sums_blocks(op) else turns(value))
         )
-        slots = {argument: k for k, argument in enumerate(arguments)}
-        slots |= {Argument(number): len(slots) + k for k, number in enumerate(own)}
-        steps = tuple(self._step(op, slots, own) for op in stage)
+        slots: Slots = {argument: k for k, argument in enumerate(arguments)}
+        steps = []
+        for op in stage:
+            for j in turns(op.result):
+                steps.append(self._step(op, slots, own, j))
+                slots[Argument(op.result.number), j] = len(slots)
         results = [number for number in own if number in later]
-        function = Stage(steps, tuple(slots[Argument(number)] for number in results))
+        returned = tuple(slots[Argument(number), None] for number in results)
+        function = Stage(tuple(steps), returned)
 
         head = self._head(stage[-1])
         per_block = place == "block" and self._blocks > 1
         strips = 1 if place == "fixed" else self._strips
         for i in range(strips):
             for j in range(self._blocks if per_block or place == "fixed" else 1):
-                keys = [self._key(argument, i, j, head) for argument in arguments]
+                keys = [
+                    self._key(argument, i, j if block is None else block, head)
+                    for argument, block in arguments
+                ]
                 self.graph[*head, i, j] = (function, *keys)
         for k, number in enumerate(results):
             key = partial(
@@ -230,22 +257,39 @@ class Lowering:
         self._found[op.result.number] = Place(partial(_strip_key, head))
 
     def _step(
-        self, op: Operation, slots: dict[Argument, int], own: list[int]
+        self,
+        op: Operation,
+        slots: Slots,
+        own: list[int],
+        block: int | None,
     ) -> tuple[Callable[..., Any], tuple[tuple[int, Path], ...]]:
-        """Return an operation as a step of its stage: a function of slots."""
+        """Return an operation as a step of its stage: a function of slots.
+
+        `block` is the one of its strip that it works on, where the stage has several.
+        """
+
+        def slot(argument: Argument, value: Value) -> int:
+            each = (argument, block) in slots and value.place == "block"
+            return slots[argument, block if each else None]
+
         if self._sums_blocks(op):
-            argument = self._argument(op, op.operands[0])
+            value = op.operands[0]
+            if value.number in own:
+                argument = Argument(value.number)
+                each = [(argument, j) for j in range(self._blocks)]
+                return _sum_of, tuple((slots[one], value.path) for one in each)
+            argument = self._argument(op, value)
             # Parts and trees, at their lowest level, have followed the path already.
             within = self._blocks <= self._fan_in and not self._apart
             path = argument.path if within else ()
-            return partial(add_up, path=path), ((slots[argument], ()),)
+            return partial(add_up, path=path), ((slots[argument, None], ()),)
         operands = []
         for value in op.operands:
             if value.number in own:
                 argument, path = Argument(value.number), value.path
             else:
                 argument, path = self._argument(op, value), self.find(value).path
-            operands.append((slots[argument], () if argument.path else path))
+            operands.append((slot(argument, value), () if argument.path else path))
         if op.reach:
             return partial(_no_neighbours, total=self._bounds[-1]), tuple(operands)
         return (_alone if op.sums else op.function), tuple(operands)
@@ -308,12 +352,17 @@ class Lowering:
 
 
 def _stages(
-    operations: list[Operation], asked: set[int], shape: tuple[int, int]
-) -> Iterator[tuple[str, list[Operation]]]:
-    """Group operations that follow each other in one place; yield where, and which.
+    operations: list[Operation],
+    asked: set[int],
+    shape: tuple[int, int],
+    together: bool = False,
+) -> Iterator[tuple[str, list[Operation], set[int]]]:
+    """Group operations that follow each other in one place.
 
-    If a strip has a single block, blocks and strips are one place. If there is a single
-    strip as well, so is everything but the totals that are asked for.
+    Yields where, which, and the numbers of the values that are wanted afterwards. If a
+    strip has a single block, or its blocks go together, blocks and strips are one
+    place. If there is a single strip as well, so is everything but the totals that are
+    asked for.
     """
     strips, blocks = shape
 
@@ -327,10 +376,17 @@ def _stages(
             return "all", op.result.number  # each total is a tree of its own
         if op.result.place == "fixed":
             return "fixed", 0
-        return ("strip" if blocks == 1 else op.result.place), 0
+        return ("strip" if blocks == 1 or together else op.result.place), 0
 
-    for (kind, _), stage in groupby(operations, key=place):
-        yield kind, list(stage)
+    for (kind, _), group in groupby(operations, key=place):
+        stage = list(group)
+        after = operations[stage[-1].result.number + 1 :]
+        yield kind, stage, asked | {v.number for op in after for v in op.operands}
+
+
+def _sum_of(*parts: Any) -> Any:
+    """Return the sum over the blocks of a strip."""
+    return add_up(list(parts))
 
 
 def _alone(value: Any) -> Any:

@@ -289,6 +289,7 @@ def _lower(
         fan_in=FAN_IN_LARGE if large else FAN_IN,
         apart=large and data.remote,
         near=not data.remote,
+        together=data.together[half.axis],
     )
 
 
