@@ -152,7 +152,7 @@ def predict_large(speed: Speed) -> None:
         parts = "".join(f"{part:9.2f} s" for part in (*cost, cost.seconds))
         print(
             f"  {cores:5}  {grid[0]:4} × {grid[1]:<4}    {parts}"
-            f"  {tasks_of(grid, machine)} tasks"
+            f"  {tasks_of(work, grid, machine)} tasks"
         )
 
 

@@ -217,7 +217,7 @@ def plan(
         threads=machine.threads,
         grid=grid,
         streamed=work.streamed,
-        tasks=tasks_of(grid, machine),
+        tasks=tasks_of(work, grid, machine),
         seconds=(
             cost_of(wide, grid, machine, speed=speed).seconds
             if settings.gpu is None

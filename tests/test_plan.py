@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import dmf
 from benchmarks.common import power_law
 from dmf.engine import grid
-from dmf.engine.cost import Machine, Work, cost_of, tasks_of
+from dmf.engine.cost import Machine, Work, cost_of, goes_together, tasks_of
 from dmf.engine.grid import (
     Grid,
     balanced_bounds,
@@ -119,10 +119,12 @@ def test_tasks_are_those_of_a_round() -> None:
     for workers in (0, 2):
         for shape in ((1, 1), (4, 1), (1, 4), (2, 2), (4, 4), (8, 2)):
             data, state, objective = prepared(*shape)
-            data = replace(data, remote=workers > 0)
+            machine, work = Machine(2, workers), Work(data.shape, 1, 2, "dense")
+            together = tuple(goes_together(work, shape, k, machine) for k in (0, 1))
+            data = replace(data, remote=workers > 0, together=together)
             graph, _, _ = build_rounds(data, state, solver, objective, 1)
             tasks = len(graph) - len(data.leaves) - len(state.leaves)
-            assert tasks == tasks_of(shape, Machine(2, workers))
+            assert tasks == tasks_of(work, shape, machine)
 
 
 # ---------------------------------------------------------------- balance

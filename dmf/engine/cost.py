@@ -172,12 +172,34 @@ class Cost(NamedTuple):
         return sum(self)
 
 
-def tasks_of(grid: tuple[int, int], machine: Machine) -> int:
+# From so many strips on, some threads may have one more than others.
+STRIPS_A_THREAD = 4
+
+
+def goes_together(
+    work: Work, grid: tuple[int, int], axis: int, machine: Machine
+) -> bool:
+    """Return whether a task that moves a strip shall work on all of its blocks.
+
+    Then there are as many tasks as strips, and nothing waits in between. What is read
+    anew is read for each block; of a cluster, a worker must have them all.
+    """
+    strips, threads = grid[axis], machine.threads
+    if work.streamed:
+        return False
+    if machine.workers and _homes(work.shape, grid, axis, machine.workers) > 1:
+        return False
+    few = machine.workers or strips < STRIPS_A_THREAD * threads
+    return strips % threads == 0 if few else True
+
+
+def tasks_of(work: Work, grid: tuple[int, int], machine: Machine) -> int:
     """Return how many tasks a round has, but for trees of sums."""
     P, Q = grid
     total = 0
-    for strips, blocks in ((P, Q), (Q, P)):
-        total += strips if blocks == 1 else 2 * P * Q + 2 * strips
+    for axis, (strips, blocks) in enumerate(((P, Q), (Q, P))):
+        alone = blocks == 1 or goes_together(work, grid, axis, machine)
+        total += strips if alone else 2 * P * Q + 2 * strips
         total += 1  # the report; on a cluster also what it needs of each strip
         total += strips if machine.workers and strips > 1 else 0
     return total
@@ -222,13 +244,14 @@ def cost_of(
         if across > 1:
             strip += across * (numbers + 3 * length) * speed.added
         memory += math.ceil(strips / machine.threads) * strip
-        stages += 2 if across == 1 else 5
+        alone = across == 1 or goes_together(work, grid, axis, machine)
+        stages += 2 if alone else 5
         row_bytes = work.width * work.itemsize
         homes = _homes(work.shape, grid, axis, machine.workers)
         sent = _sent(across, homes, row_bytes) * length * strips
         # Each strip is put together in one place: those work side by side.
         messages += speed.byte * sent / max(1, min(strips, machine.workers))
-    tasks = tasks_of(grid, machine) * speed.task + stages * speed.stage
+    tasks = tasks_of(work, grid, machine) * speed.task + stages * speed.stage
     return Cost(arithmetic, memory, messages, tasks)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dmf.engine.cost import Machine, Work, cost_of
+from dmf.engine.cost import Machine, Work, cost_of, goes_together
 from dmf.engine.grid import (
     Grid,
     balanced_grid,
@@ -29,10 +29,6 @@ from dmf.validation import working_dtype
 KEEP_SHARE = 0.6
 # And no fit is begun that is predicted to take more than this: Dask ends such workers.
 MOST = 0.9
-
-
-# From so many on, some threads may have a strip more than others.
-STRIPS_A_THREAD = 4
 
 
 @dataclass(frozen=True)
@@ -55,14 +51,8 @@ class Layout:
         return bytes_of(self.work, self.grid.shape, self.machine, used)
 
     def together(self, axis: int) -> bool:
-        """Return whether a task that moves a strip shall work on all of its blocks.
-
-        Then there are as many tasks as strips, and nothing waits in between. What is
-        read anew is read for each block, and workers have blocks of their own.
-        """
-        strips, threads = self.grid.shape[axis], self.machine.threads
-        even = strips % threads == 0 or strips >= STRIPS_A_THREAD * threads
-        return even and not self.work.streamed and not self.machine.workers
+        """Return whether a task that moves a strip works on all of its blocks."""
+        return goes_together(self.work, self.grid.shape, axis, self.machine)
 
 
 def work_of(

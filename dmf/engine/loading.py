@@ -136,6 +136,8 @@ def load(
             "observed entries of X; hold out more, or give validation=None"
         )
         raise ValueError(msg)
+    # Where the blocks of a Dask array are on a cluster is for Dask to say.
+    dealt = not (runner.remote and is_dask(X))
     return Data(
         shape=tuple(X.shape),
         dtype=dtype,
@@ -147,7 +149,7 @@ def load(
         unobserved=unobserved,
         remote=runner.remote,
         gpu=runner.gpu is not None,
-        together=(layout.together(0), layout.together(1)),
+        together=(dealt and layout.together(0), dealt and layout.together(1)),
         there=is_there(X),
         leaves=leaves | summary,
     )
