@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-from array_api_compat import array_namespace, is_numpy_namespace
+from array_api_compat import array_namespace, is_cupy_namespace, is_numpy_namespace
 
 from dmf.device import to_host
 from dmf.entries import (
@@ -119,8 +119,8 @@ def _observe_dense(
     if mask is not None and not is_pattern(mask):
         weights = xp.astype(mask, dtype)
     values = xp.astype(X, dtype, copy=False)
-    if is_numpy_namespace(xp):
-        values = np.ascontiguousarray(values)  # else each pass would copy its tiles
+    if is_numpy_namespace(xp) or is_cupy_namespace(xp):
+        values = xp.ascontiguousarray(values)  # else each pass would copy its tiles
     zero = xp.zeros((1, 1), dtype=dtype)
     if not to_host(xp.all(observed)):
         values = xp.where(observed, values, zero)

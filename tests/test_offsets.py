@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dmf
-from tests.problems import SOLVERS, Problem, form_of, low_rank
+from tests.problems import FORMS, SOLVERS, Problem, form_of, low_rank
 
 Array = Any
 
@@ -395,3 +396,31 @@ def test_other_penalties_on_offsets_are_refused(penalty: Any, no_tasks: None) ->
     assert str(caught.value) == (
         f'offset_penalty must be a dmf.Ridge, None or "auto", got {penalty!r}'
     )
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "solver",
+    [dmf.NormalizedGradient(), dmf.AlternatingLeastSquares()],
+    ids=repr,
+)
+@pytest.mark.parametrize("offsets", ["rows", "columns", "both"])
+def test_what_is_told_of_rows_that_are_held_out_is_what_their_result_does(
+    offsets: str, solver: Any, form: str
+) -> None:
+    """Where nothing is observed, an offset is the level, in each round already."""
+    problem = lifted()
+    held = np.full(problem.truth.shape, np.nan)
+    for places in ([5, 9], np.s_[:, 7], np.s_[20:25, 11]):
+        held[places] = problem.nan[places]
+    seen = np.isfinite(held)
+    X = form_of(replace(problem, mask=problem.mask & ~seen), form)
+    validation = form_of(replace(problem, mask=seen), form)
+    options: dict[str, Any] = {"max_rounds": 8, "patience": 100, "tol": 0}
+    fit = dmf.factorize(
+        X, 2, offsets=offsets, solver=solver, validation=validation, **options
+    )
+    predicted = np.asarray(fit.reconstruct(), dtype=float)
+    error = np.sqrt(np.nanmean((predicted - held) ** 2))
+    told = fit.history.validation_rmse[fit.status.factors_of - 1]
+    assert told == pytest.approx(error, rel=1e-9)

@@ -120,7 +120,7 @@ def test_tasks_are_those_of_a_round() -> None:
         for shape in ((1, 1), (4, 1), (1, 4), (2, 2), (4, 4), (8, 2)):
             data, state, objective = prepared(*shape)
             machine, work = Machine(2, workers), Work(data.shape, 1, 2, "dense")
-            together = tuple(goes_together(work, shape, k, machine) for k in (0, 1))
+            together = tuple(goes_together(work, n, machine) for n in shape)
             data = replace(data, remote=workers > 0, together=together)
             graph, _, _ = build_rounds(data, state, solver, objective, 1)
             tasks = len(graph) - len(data.leaves) - len(state.leaves)

@@ -176,29 +176,24 @@ class Cost(NamedTuple):
 STRIPS_A_THREAD = 4
 
 
-def goes_together(
-    work: Work, grid: tuple[int, int], axis: int, machine: Machine
-) -> bool:
+def goes_together(work: Work, strips: int, machine: Machine) -> bool:
     """Return whether a task that moves a strip shall work on all of its blocks.
 
-    Then there are as many tasks as strips, and nothing waits in between. What is read
-    anew is read for each block; of a cluster, a worker must have them all.
+    Then there are as many tasks as strips, and nothing waits in between. But what is
+    read anew is read for each block, and blocks on a cluster stay where they are.
     """
-    strips, threads = grid[axis], machine.threads
-    if work.streamed:
+    if work.streamed or machine.workers:
         return False
-    if machine.workers and _homes(work.shape, grid, axis, machine.workers) > 1:
-        return False
-    few = machine.workers or strips < STRIPS_A_THREAD * threads
-    return strips % threads == 0 if few else True
+    threads = machine.threads
+    return strips % threads == 0 or strips >= STRIPS_A_THREAD * threads
 
 
 def tasks_of(work: Work, grid: tuple[int, int], machine: Machine) -> int:
     """Return how many tasks a round has, but for trees of sums."""
     P, Q = grid
     total = 0
-    for axis, (strips, blocks) in enumerate(((P, Q), (Q, P))):
-        alone = blocks == 1 or goes_together(work, grid, axis, machine)
+    for strips, blocks in ((P, Q), (Q, P)):
+        alone = blocks == 1 or goes_together(work, strips, machine)
         total += strips if alone else 2 * P * Q + 2 * strips
         total += 1  # the report; on a cluster also what it needs of each strip
         total += strips if machine.workers and strips > 1 else 0
@@ -244,7 +239,7 @@ def cost_of(
         if across > 1:
             strip += across * (numbers + 3 * length) * speed.added
         memory += math.ceil(strips / machine.threads) * strip
-        alone = across == 1 or goes_together(work, grid, axis, machine)
+        alone = across == 1 or goes_together(work, strips, machine)
         stages += 2 if alone else 5
         row_bytes = work.width * work.itemsize
         homes = _homes(work.shape, grid, axis, machine.workers)

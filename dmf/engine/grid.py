@@ -129,7 +129,7 @@ def _candidates(work: Work, machine: Machine) -> list[tuple[int, int]]:
     as threads at most, unless it takes more of them to keep each one small. GPUs are
     threads here: a block fills one."""
     least = _fewest(work, machine)
-    most = max(machine.threads, 1 << (least - 1).bit_length())
+    most = max(machine.threads, 1 << max(0, least - 1).bit_length())
     sides = [
         [2**k for k in range(min(length, most).bit_length())] for length in work.shape
     ]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dmf.engine.cost import Machine, Work, cost_of, goes_together
+from dmf.engine.cost import Machine, Work, cost_of
 from dmf.engine.grid import (
     Grid,
     balanced_grid,
@@ -49,10 +49,6 @@ class Layout:
     def bytes(self, used: float = PROCESS) -> Bytes:
         """Return what it takes of the fullest worker, which now uses so much."""
         return bytes_of(self.work, self.grid.shape, self.machine, used)
-
-    def together(self, axis: int) -> bool:
-        """Return whether a task that moves a strip works on all of its blocks."""
-        return goes_together(self.work, self.grid.shape, axis, self.machine)
 
 
 def work_of(

@@ -12,7 +12,7 @@ import numpy as np
 
 from dmf.device import is_on_device, to_device, to_device_ahead, to_host
 from dmf.engine.chunks import in_chunks
-from dmf.engine.cost import Machine
+from dmf.engine.cost import Machine, goes_together
 from dmf.engine.data import Data, block_key, counts_key
 from dmf.engine.grid import Grid
 from dmf.engine.kinds import block_kind, check_kinds, in_memory, is_dask, is_there
@@ -136,8 +136,7 @@ def load(
             "observed entries of X; hold out more, or give validation=None"
         )
         raise ValueError(msg)
-    # Where the blocks of a Dask array are on a cluster is for Dask to say.
-    dealt = not (runner.remote and is_dask(X))
+    here = runner.machine()  # not the one that the grid was planned for
     return Data(
         shape=tuple(X.shape),
         dtype=dtype,
@@ -149,7 +148,10 @@ def load(
         unobserved=unobserved,
         remote=runner.remote,
         gpu=runner.gpu is not None,
-        together=(dealt and layout.together(0), dealt and layout.together(1)),
+        together=(
+            goes_together(layout.work, grid.shape[0], here),
+            goes_together(layout.work, grid.shape[1], here),
+        ),
         there=is_there(X),
         leaves=leaves | summary,
     )

@@ -286,10 +286,10 @@ class Loop:
         graph, after, reports = build_rounds(
             self.data, state, self.solver, objective, number
         )
-        wanted = [key for pair in reports for key in pair]
-        held_out = []
+        wanted, held_out = [key for pair in reports for key in pair], []
         if self.data.totals.held_out > 0:
-            tasks, key = build_errors(self.data, after, self.data.held_out())
+            place = self.data.held_out()
+            tasks, key = build_errors(self.data, after, place, objective)
             graph.update(tasks)
             held_out.append(key)
         new = [key for key in after.keys if key not in state.leaves]

@@ -147,8 +147,7 @@ class Lowering:
         self._found = {value.number: place for value, place in inputs.items()}
         asked = {v.number for v in outputs}
         stages = list(_stages(trace.operations, asked, shape))
-        # Many partial sums are added up in a tree, whose order is that of the bits.
-        if together and self._blocks <= fan_in:
+        if together:
             longer = list(_stages(trace.operations, asked, shape, together=True))
             if not any(
                 op.result.place == "block" and op.result.number in later
@@ -269,15 +268,16 @@ class Lowering:
         """
 
         def slot(argument: Argument, value: Value) -> int:
-            each = (argument, block) in slots and value.place == "block"
-            return slots[argument, block if each else None]
+            of_block = (argument, block) in slots and value.place == "block"
+            return slots[argument, block if of_block else None]
 
         if self._sums_blocks(op):
             value = op.operands[0]
             if value.number in own:
                 argument = Argument(value.number)
                 each = [(argument, j) for j in range(self._blocks)]
-                return _sum_of, tuple((slots[one], value.path) for one in each)
+                summed = partial(_sum_of, fan_in=self._fan_in)
+                return summed, tuple((slots[one], value.path) for one in each)
             argument = self._argument(op, value)
             # Parts and trees, at their lowest level, have followed the path already.
             within = self._blocks <= self._fan_in and not self._apart
@@ -384,9 +384,12 @@ def _stages(
         yield kind, stage, asked | {v.number for op in after for v in op.operands}
 
 
-def _sum_of(*parts: Any) -> Any:
-    """Return the sum over the blocks of a strip."""
-    return add_up(list(parts))
+def _sum_of(*parts: Any, fan_in: int) -> Any:
+    """Return the sum over the blocks of a strip, in the order of a tree of tasks."""
+    left = list(parts)
+    while len(left) > fan_in:
+        left = [add_up(left[k : k + fan_in]) for k in range(0, len(left), fan_in)]
+    return add_up(left)
 
 
 def _alone(value: Any) -> Any:

@@ -12,7 +12,7 @@ from array_api_compat import array_namespace
 
 from dmf.device import to_host
 from dmf.engine.chunks import in_chunks
-from dmf.engine.data import Data
+from dmf.engine.data import Data, counts_key
 from dmf.engine.kinds import is_dask
 from dmf.engine.lower import FAN_IN, FAN_IN_LARGE, Graph, Key, Lowering, Place
 from dmf.engine.runner import Runner
@@ -214,23 +214,58 @@ def build_stationarity(
     return graph, keys
 
 
-def build_errors(data: Data, state: State, place: Place) -> tuple[Graph, Key]:
-    """Return the tasks that sum the errors on the entries at a place, (K, 2)."""
+def build_errors(
+    data: Data, state: State, place: Place, objective: Objective | None = None
+) -> tuple[Graph, Key]:
+    """Return the tasks that sum the errors on the entries at a place, (K, 2).
+
+    With an objective, the offsets of rows and columns without observed entries are
+    their centre, as they will be in the result.
+    """
+    P, Q = data.grid.shape
     trace = Trace()
     entries, W, H = trace.input("block"), trace.input("strip"), trace.input("block")
-    each = trace.per_block("validate", data.kernels.errors, entries, W, H)
-    total = trace.sum_over_all(trace.sum_over_strip(each))
-    P, Q = data.grid.shape
     inputs = {
         entries: place,
         W: Place(partial(_own, state.strips[0]), ("factor",), users=Q),
         H: Place(partial(_other, state.strips[1]), ("factor",), users=P),
     }
+    factors = [W, H]
+    for axis, side in enumerate(objective.sides if objective else ()):
+        if side.offset is None:
+            continue
+        if axis == 0:
+            strip, counts = trace.input("strip"), trace.input("strip")
+            apply, find = trace.per_strip, _own
+        else:
+            strip, counts = trace.input("fixed"), trace.input("fixed")
+            apply, find = trace.per_fixed, _other
+        centre = trace.input("all")
+        keys = tuple(counts_key(data.token, axis, i, 0) for i in range((P, Q)[axis]))
+        inputs[strip] = Place(partial(find, state.strips[axis]), ("factor",))
+        inputs[counts] = Place(partial(find, keys))
+        inputs[centre] = Place(partial(_one, state.centres[axis]))
+        settle = partial(_settled, column=side.offset)
+        factors[axis] = apply("settle", settle, strip, counts, centre)
+    each = trace.per_block("validate", data.kernels.errors, entries, *factors)
+    total = trace.sum_over_all(trace.sum_over_strip(each))
     prefix = (state.stack, state.round)
     label = f"WH-{data.token}"
     apart = data.remote  # no memory of the solver shall travel to be validated
     lowering = Lowering(trace, inputs, (total,), (P, Q), label, prefix, apart=apart)
     return lowering.graph, lowering.find(total).key(0, 0)
+
+
+def _settled(factor: Any, counts: Any, centre: Any, column: int) -> Any:
+    """Return a strip whose offsets are the centre where nothing is observed."""
+    xp = array_namespace(factor)
+    if to_host(xp.all(counts > 0)):
+        return factor
+    factor = xp.asarray(factor, copy=True)
+    offsets = factor[:, :, column]
+    centre = xp.broadcast_to(xp.astype(centre, factor.dtype), offsets.shape)
+    factor[:, :, column] = xp.where((counts > 0)[:, None], offsets, centre)
+    return factor
 
 
 # Strips of so many bytes are worth a task more that spares them a journey.

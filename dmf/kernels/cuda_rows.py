@@ -15,7 +15,15 @@ import numpy as np
 from array_api_compat import array_namespace
 from numba import cuda
 
-from dmf.kernels.lanes import Layout, inlined, jit, launch, layout_for, tools_of
+from dmf.kernels.lanes import (
+    Layout,
+    inlined,
+    jit,
+    launch,
+    layout_for,
+    this_warp,
+    tools_of,
+)
 from dmf.kernels.strips import PAIRS, Advanced, Directions
 
 Array = Any
@@ -116,8 +124,8 @@ def kernels_of(layout: Layout, dtype: np.dtype[Any]) -> Kernels:
     @inlined
     def row_and_lane():
         """Return the row of a team, and a lane's place in that."""
-        warp = cuda.blockIdx.x * numba.int64(cuda.blockDim.y) + cuda.threadIdx.y
-        return warp * teams + cuda.threadIdx.x // team, cuda.threadIdx.x % team
+        team_of_warp = cuda.threadIdx.x // team
+        return this_warp() * teams + team_of_warp, cuda.threadIdx.x % team
 
     @inlined
     def store(rows, i, k, lane, row, length):

@@ -109,11 +109,7 @@ def kernels_of(dtype: np.dtype[Any], warp: int) -> Kernels:
     """Return the kernels for tiles of one dtype, and warps of so many lanes."""
     number = numba.from_dtype(dtype)
     gather = lanes.tools_of(lanes.Layout(warp, warp, 1, True), dtype).gather
-    jit, inlined = lanes.jit, lanes.inlined
-
-    @inlined
-    def this_warp():
-        return cuda.blockIdx.x * numba.int64(cuda.blockDim.y) + cuda.threadIdx.y
+    jit, inlined, this_warp = lanes.jit, lanes.inlined, lanes.this_warp
 
     @inlined
     def weigh(weights, i, j, value):

@@ -41,6 +41,12 @@ jit: Any = cuda.jit(extensions=[Nothing])  # type: ignore[call-arg]
 inlined = cuda.jit(device=True, inline="always")
 
 
+@inlined
+def this_warp():
+    """Return the number of a warp among those of its candidate."""
+    return cuda.blockIdx.x * numba.int64(cuda.blockDim.y) + cuda.threadIdx.y
+
+
 class Layout(NamedTuple):
     """How rows lie in the lanes of a team: lane l holds columns l, l + team, ...
 

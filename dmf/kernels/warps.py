@@ -20,7 +20,7 @@ import numba
 import numpy as np
 from numba import cuda
 
-from dmf.kernels.lanes import Layout, inlined, jit, tools_of
+from dmf.kernels.lanes import Layout, inlined, jit, this_warp, tools_of
 
 # Numbers that a lane asks for before it uses the first.
 AHEAD = 16
@@ -51,8 +51,7 @@ def kernels_of(layout: Layout, dtype: np.dtype[Any]) -> Kernels:
     @inlined
     def segment():
         """Return the segment and the candidate of a warp."""
-        first = cuda.blockIdx.x * numba.int64(cuda.blockDim.y)
-        return first + cuda.threadIdx.y, cuda.blockIdx.y
+        return this_warp(), cuda.blockIdx.y
 
     @inlined
     def place():
