@@ -9,15 +9,18 @@ tasks are few and fat, which is what a scheduler wants, and solvers need not car
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
-
-from dmf.engine.stream import opened
+from dmf.engine.stages import (
+    Stage,
+    alone,
+    no_neighbours,
+    stages_of,
+    sum_of,
+)
 from dmf.engine.trace import (
     Operation,
     Path,
@@ -59,33 +62,6 @@ class Place:
     key: Callable[[int, int], Key]
     path: Path = ()
     users: int = 1
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A task's function: the operations of one place, in order.
-
-    Parameters
-    ----------
-    steps : tuple of (function, operands)
-        An operand is (slot, path). The arguments fill the first slots, each step's
-        result the next.
-    results : tuple of int
-        The slots to return: one alone as it is, several as a tuple.
-    """
-
-    steps: tuple[tuple[Callable[..., Any], tuple[tuple[int, Path], ...]], ...]
-    results: tuple[int, ...]
-
-    def __call__(self, *arguments: Any) -> Any:
-        slots = [opened(argument) for argument in arguments]
-        # A fit that explodes is reported by the loop, not by warnings from its tasks.
-        with np.errstate(over="ignore", invalid="ignore"):
-            for function, operands in self.steps:
-                slots.append(function(*(follow(slots[s], p) for s, p in operands)))
-        if len(self.results) == 1:
-            return slots[self.results[0]]
-        return tuple(slots[slot] for slot in self.results)
 
 
 class Lowering:
@@ -146,15 +122,7 @@ class Lowering:
         self._fan_in = fan_in
         self._found = {value.number: place for value, place in inputs.items()}
         asked = {v.number for v in outputs}
-        stages = list(_stages(trace.operations, asked, shape))
-        if together:
-            longer = list(_stages(trace.operations, asked, shape, together=True))
-            if not any(
-                op.result.place == "block" and op.result.number in later
-                for _, stage, later in longer
-                for op in stage
-            ):
-                stages = longer
+        stages = stages_of(trace.operations, asked, shape, together)
         for kind, stage, later in stages:
             if kind == "all":
                 self._add_total(stage[-1])
@@ -276,7 +244,7 @@ class Lowering:
             if value.number in own:
                 argument = Argument(value.number)
                 each = [(argument, j) for j in range(self._blocks)]
-                summed = partial(_sum_of, fan_in=self._fan_in)
+                summed = partial(sum_of, fan_in=self._fan_in)
                 return summed, tuple((slots[one], value.path) for one in each)
             argument = self._argument(op, value)
             # Parts and trees, at their lowest level, have followed the path already.
@@ -291,8 +259,8 @@ class Lowering:
                 argument, path = self._argument(op, value), self.find(value).path
             operands.append((slot(argument, value), () if argument.path else path))
         if op.reach:
-            return partial(_no_neighbours, total=self._bounds[-1]), tuple(operands)
-        return (_alone if op.sums else op.function), tuple(operands)
+            return partial(no_neighbours, total=self._bounds[-1]), tuple(operands)
+        return (alone if op.sums else op.function), tuple(operands)
 
     def _sums_blocks(self, op: Operation) -> bool:
         return op.sums and self._blocks > 1
@@ -349,57 +317,6 @@ class Lowering:
 
     def _head(self, op: Operation) -> tuple[Hashable, ...]:
         return (f"{op.name}-{self._label}", *self._prefix, op.result.number)
-
-
-def _stages(
-    operations: list[Operation],
-    asked: set[int],
-    shape: tuple[int, int],
-    together: bool = False,
-) -> Iterator[tuple[str, list[Operation], set[int]]]:
-    """Group operations that follow each other in one place.
-
-    Yields where, which, and the numbers of the values that are wanted afterwards. If a
-    strip has a single block, or its blocks go together, blocks and strips are one
-    place. If there is a single strip as well, so is everything but the totals that are
-    asked for.
-    """
-    strips, blocks = shape
-
-    def place(op: Operation) -> tuple[str, int]:
-        total = op.result.place == "all"
-        if strips == blocks == 1 and not (total and op.result.number in asked):
-            return "strip", 0
-        if op.reach:
-            return "edges", op.result.number
-        if total:
-            return "all", op.result.number  # each total is a tree of its own
-        if op.result.place == "fixed":
-            return "fixed", 0
-        return ("strip" if blocks == 1 or together else op.result.place), 0
-
-    for (kind, _), group in groupby(operations, key=place):
-        stage = list(group)
-        after = operations[stage[-1].result.number + 1 :]
-        yield kind, stage, asked | {v.number for op in after for v in op.operands}
-
-
-def _sum_of(*parts: Any, fan_in: int) -> Any:
-    """Return the sum over the blocks of a strip, in the order of a tree of tasks."""
-    left = list(parts)
-    while len(left) > fan_in:
-        left = [add_up(left[k : k + fan_in]) for k in range(0, len(left), fan_in)]
-    return add_up(left)
-
-
-def _alone(value: Any) -> Any:
-    """Return the sum over a single block."""
-    return value
-
-
-def _no_neighbours(value: Any, total: int) -> Any:
-    """Return the halo of a strip that is the whole factor."""
-    return halo_of(None, None, 0, total)
 
 
 def _block_key(head: tuple[Hashable, ...], i: int, j: int) -> Key:
