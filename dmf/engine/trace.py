@@ -164,7 +164,7 @@ def edges_of(value: Any, path: Path, reach: int) -> tuple[Any, Any]:
     if isinstance(value, tuple):
         pairs = [edges_of(part, (), reach) for part in value]
         return tuple(first for first, _ in pairs), tuple(last for _, last in pairs)
-    return value[:reach], value[-reach:]
+    return value[:reach, ...], value[-reach:, ...]
 
 
 def halo_of(before: Any, after: Any, start: int, total: int) -> Halo:
