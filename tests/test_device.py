@@ -120,6 +120,7 @@ def test_complete_data(seen: list[int], penalty: Any) -> None:
     assert_close(*both(np.abs(PROBLEM.truth), penalty=penalty))
 
 
+@pytest.mark.usefixtures("keep_chunks")
 def test_several_blocks_and_strips(seen: list[int]) -> None:
     X = da.from_array(PROBLEM.nan, chunks=CHUNKS)
     there, here = both(X, penalty=(dmf.Ridge(0.1), dmf.Smooth(1.0)), offsets="both")
