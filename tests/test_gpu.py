@@ -89,6 +89,36 @@ def test_weights_zeros_and_what_is_held_out(
     assert_close(*both(X, **options))
 
 
+def compare_kernels(
+    kernels: Any,
+    expected_of: Any,
+    block: Any,
+    factors: Any,
+    axis: int,
+    gram: bool = False,
+) -> None:
+    """Hold kernels on a block that is brought there against those of the processor."""
+    there = to_device(block)
+    W, H = factors
+    moving, fixed = (W, H) if axis == 0 else (H, W)
+    calls: list[tuple[str, tuple[Any, ...]]] = [
+        ("gradient", (moving, fixed, axis)),
+        ("curvature", ((moving,), fixed, axis)),
+        ("curvature", ((moving, 2 * moving - 1), fixed, axis)),
+        ("errors", (W, H)),
+    ]
+    if gram:
+        calls.append(("gram", (fixed, axis)))
+    limit = 1e-4 if W.dtype == np.float32 else 1e-10
+    for name, arguments in calls:
+        found = to_host(getattr(kernels, name)(there, *to_device(arguments)))
+        expected = getattr(expected_of, name)(block, *arguments)
+        pairs = zip(found, expected, strict=True) if name == "gradient" else None
+        for one, other in pairs or [(found, expected)]:
+            size = float(np.abs(other).max())
+            np.testing.assert_allclose(one, other, rtol=limit, atol=0.1 * limit * size)
+
+
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("alpha", [0.0, 0.3])
 @pytest.mark.parametrize("mask", ["none", "weights"])
@@ -97,22 +127,7 @@ def test_sparse_kernels(mask: str, alpha: float, axis: int, rank: int) -> None:
     """With rows of several segments, too."""
     problem = low_rank(m=5, n=2000, rank=rank, observed=0.8, dtype=np.float32)
     block, _ = block_of(problem, "sparse", mask, alpha)
-    there = to_device(block)
-    W, H = stacked_start(problem, 2)
-    moving, fixed = (W, H) if axis == 0 else (H, W)
-    calls: list[tuple[str, tuple[Any, ...]]] = [
-        ("gradient", (moving, fixed, axis)),
-        ("curvature", ((moving, 2 * moving - 1), fixed, axis)),
-        ("gram", (fixed, axis)),
-        ("errors", (W, H)),
-    ]
-    for name, arguments in calls:
-        found = to_host(getattr(cuda, name)(there, *to_device(arguments)))
-        expected = getattr(sparse, name)(block, *arguments)
-        pairs = zip(found, expected, strict=True) if name == "gradient" else None
-        for one, other in pairs or [(found, expected)]:
-            size = float(np.abs(other).max())
-            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5 * size)
+    compare_kernels(cuda, sparse, block, stacked_start(problem, 2), axis, gram=True)
 
 
 @pytest.mark.parametrize("axis", [0, 1])
@@ -125,23 +140,7 @@ def test_dense_kernels(
     monkeypatch.setattr(dense, "DEVICE_TILE_BYTES", 2**22)
     problem = low_rank(m=1100, n=1300, rank=5, observed=0.8, dtype=dtype)
     block, _ = block_of(problem, "dense", mask)
-    there = to_device(block)
-    W, H = stacked_start(problem, 2)
-    moving, fixed = (W, H) if axis == 0 else (H, W)
-    calls: list[tuple[str, tuple[Any, ...]]] = [
-        ("gradient", (moving, fixed, axis)),
-        ("curvature", ((moving,), fixed, axis)),
-        ("curvature", ((moving, 2 * moving - 1), fixed, axis)),
-        ("errors", (W, H)),
-    ]
-    for name, arguments in calls:
-        found = to_host(getattr(dense, name)(there, *to_device(arguments)))
-        expected = getattr(dense, name)(block, *arguments)
-        pairs = zip(found, expected, strict=True) if name == "gradient" else None
-        for one, other in pairs or [(found, expected)]:
-            limit = 1e-4 if dtype == np.float32 else 1e-10
-            size = float(np.abs(other).max())
-            np.testing.assert_allclose(one, other, rtol=limit, atol=0.1 * limit * size)
+    compare_kernels(dense, dense, block, stacked_start(problem, 2), axis)
 
 
 @pytest.mark.parametrize("lazy", [False, True])

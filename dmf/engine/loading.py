@@ -136,7 +136,12 @@ def load(
             "observed entries of X; hold out more, or give validation=None"
         )
         raise ValueError(msg)
-    here = runner.machine()  # not the one that the grid was planned for
+
+    def together(strips: int) -> bool:
+        # By the machine that is there, not the one that the grid was planned for.
+        work = layout.work
+        return not runner.remote and goes_together(work, strips, runner.machine())
+
     return Data(
         shape=tuple(X.shape),
         dtype=dtype,
@@ -148,10 +153,7 @@ def load(
         unobserved=unobserved,
         remote=runner.remote,
         gpu=runner.gpu is not None,
-        together=(
-            goes_together(layout.work, grid.shape[0], here),
-            goes_together(layout.work, grid.shape[1], here),
-        ),
+        together=(together(grid.shape[0]), together(grid.shape[1])),
         there=is_there(X),
         leaves=leaves | summary,
     )

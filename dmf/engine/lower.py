@@ -236,8 +236,7 @@ class Lowering:
         """
 
         def slot(argument: Argument, value: Value) -> int:
-            of_block = (argument, block) in slots and value.place == "block"
-            return slots[argument, block if of_block else None]
+            return slots[argument, block if value.place == "block" else None]
 
         if self._sums_blocks(op):
             value = op.operands[0]

@@ -37,6 +37,7 @@ class Nothing:
         return kind, value
 
 
+# To mypy, numba.cuda is its simulator, whose kernels need no extension.
 jit: Any = cuda.jit(extensions=[Nothing])  # type: ignore[call-arg]
 inlined = cuda.jit(device=True, inline="always")
 
