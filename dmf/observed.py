@@ -7,7 +7,6 @@ are followed here, once.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -27,6 +26,7 @@ from dmf.entries import (
 from dmf.holdout import PART, Share
 from dmf.kernels import dense
 from dmf.kernels.dense import DenseBlock
+from dmf.kernels.panels import panels_for
 from dmf.sizes import Sized
 from dmf.totals import Totals
 
@@ -69,6 +69,7 @@ def observe(
     unobserved: float = 0.0,
     validation: Array | Share | None = None,
     again: bool = False,
+    row_bytes: int = 0,
 ) -> Observed:
     """Turn a part of X and of its mask into a block.
 
@@ -88,6 +89,9 @@ def observe(
     again : bool
         Whether the part has been seen before: it isn't checked, and counts and totals
         are left empty.
+    row_bytes : int
+        What a row of the factors takes that will often pass over a sparse block: its
+        entries are then kept in panels. 0: in plain rows.
 
     Raises
     ------
@@ -95,9 +99,11 @@ def observe(
         An observed entry is infinite; a weight is negative, infinite or NaN; the
         pattern of a sparse mask isn't that of X; X has an entry that is held out.
     """
-    look: Callable[..., Observed] = _observe_sparse if is_sparse(X) else _observe_dense
+    given = X, mask, dtype, origin, unobserved, validation, again
     with np.errstate(over="ignore"):  # sums of squares: their size is checked later
-        return look(X, mask, dtype, origin, unobserved, validation, again)
+        if is_sparse(X):
+            return _observe_sparse(*given, row_bytes)
+        return _observe_dense(*given)
 
 
 def _observe_dense(
@@ -202,8 +208,8 @@ def _observe_sparse(
     unobserved: float,
     validation: Any | Share | None,
     again: bool = False,
+    row_bytes: int = 0,
 ) -> Observed:
-    from dmf.kernels.selection import picked
     from dmf.kernels.sparse import SparseBlock
 
     X, given = same_pattern(X, mask)
@@ -215,26 +221,22 @@ def _observe_sparse(
         _check_finite_sparse(X, observed, origin)
     values = X.data.astype(dtype, copy=False)
 
-    def part(chosen: Array) -> SparseBlock:
-        """Return a block of some of the entries that are stored."""
-        if not np.all(chosen):
-            own = picked(X.indptr, X.indices, values, weights, chosen)
-            return SparseBlock(*own, X.shape, unobserved)
-        starts = X.indptr.astype(np.int64, copy=False)
-        columns = X.indices.astype(np.int32, copy=False)
-        return SparseBlock(starts, columns, values, weights, X.shape, unobserved)
-
+    starts = X.indptr.astype(np.int64, copy=False)
+    columns = X.indices.astype(np.int32, copy=False)
+    every = SparseBlock(starts, columns, values, weights, X.shape, unobserved)
+    panels = panels_for(X.shape, X.nnz, row_bytes)
     used, held_out = observed, None
     if validation is not None:
         held, held_out = _held_out_sparse(X, observed, dtype, origin, validation)
         used = observed & ~held
-        held_out = part(held) if held_out is None else held_out
-    block = part(used)
-    entries = len(block.values)
-    stored = block
+        held_out = every.part(held) if held_out is None else held_out
     if unobserved > 0 and held_out is not None:
         # Held out is neither observed nor a zero: stored with weight 0, it is nothing.
-        stored = _with_weight_zero(block, held_out)
+        block = every.part(used)
+        stored = _with_weight_zero(block, held_out).part(None, panels)
+    else:
+        block = stored = every.part(used, panels)
+    entries = len(block.values)
     if again:
         return Observed(stored, held_out, NO_COUNTS, Totals())
     counts = []
@@ -250,7 +252,8 @@ def _observe_sparse(
 def _stored_along(block: SparseBlock, axis: int) -> Array:
     """Return the number of stored entries of each row (axis 0) or column (axis 1)."""
     if axis == 0:
-        return np.diff(block.starts).astype(np.float64)
+        # Those of all panels.
+        return np.diff(block.starts).reshape(-1, block.shape[0]).sum(0, np.float64)
     from dmf.kernels.selection import stored_in_columns
 
     return stored_in_columns(block.columns, block.shape[1])

@@ -27,27 +27,51 @@ def compressed_rows(draw: st.DrawFn) -> tuple[Array, Array, int]:
     return starts, np.concatenate(parts).astype(index), q
 
 
-@given(compressed_rows(), st.integers(0, 2**32), st.booleans(), st.booleans())
+@given(
+    rows=compressed_rows(),
+    seed=st.integers(0, 2**32),
+    weighted=st.booleans(),
+    double=st.booleans(),
+    every=st.booleans(),
+    panels=st.integers(1, 4),
+)
 def test_what_is_picked(
-    rows: tuple[Array, Array, int], seed: int, weighted: bool, double: bool
+    rows: tuple[Array, Array, int],
+    seed: int,
+    weighted: bool,
+    double: bool,
+    every: bool,
+    panels: int,
 ) -> None:
+    """Panel after panel; in each of them row after row, as they were."""
     starts, columns, q = rows
+    p = len(starts) - 1
     rng = np.random.default_rng(seed)
     values = rng.standard_normal(len(columns)).astype("f8" if double else "f4")
     weights = rng.random(len(columns)).astype(values.dtype) if weighted else None
     chosen = rng.random(len(columns)) < rng.random()
-    begin, own, kept, kept_weights = picked(starts, columns, values, weights, chosen)
+    ends = np.sort(rng.integers(0, q + 1, panels))
+    ends[-1] = q
+    begin, own, kept, kept_weights = picked(
+        starts, columns, values, weights, None if every else chosen, ends
+    )
     assert (begin.dtype, own.dtype, kept.dtype) == (np.int64, np.int32, values.dtype)
-    counted = [np.count_nonzero(part) for part in np.split(chosen, starts[1:-1])]
-    assert np.diff(begin).tolist() == counted
+    panel = np.searchsorted(ends, columns, side="right")
+    lines = panel * p + np.repeat(np.arange(p), np.diff(starts))
+    order = np.argsort(lines, kind="stable")
+    if not every:
+        order = order[chosen[order]]
     assert begin[0] == 0
-    assert own.tolist() == columns[chosen].tolist()
-    assert kept.tolist() == values[chosen].tolist()
+    assert np.diff(begin).tolist() == (
+        np.bincount(lines[order], minlength=panels * p).tolist()
+    )
+    assert own.tolist() == columns[order].tolist()
+    assert kept.tolist() == values[order].tolist()
     if weights is None:
         assert kept_weights is None
     else:
         assert kept_weights is not None
-        assert kept_weights.tolist() == weights[chosen].tolist()
+        assert kept_weights.tolist() == weights[order].tolist()
     found = stored_in_columns(own, q)
     assert found.tolist() == np.bincount(own, minlength=q).tolist()
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from dmf.engine.lower import FAN_IN_LARGE
+from dmf.kernels.panels import panels_for
 
 # Numbers that a pass sums for each row: the second derivatives of a plane, in float64.
 CURVATURE_BYTES = 24
@@ -152,6 +153,11 @@ class Work:
     copies: int = 1
 
     @property
+    def row_bytes(self) -> int:
+        """What a row of a factor takes, of one candidate."""
+        return self.width * self.itemsize
+
+    @property
     def entry_bytes(self) -> int:
         """What an entry takes in a block: value, weight, and column or masks."""
         numbers = self.itemsize * (2 if self.weighted else 1)
@@ -228,7 +234,7 @@ def cost_of(
         length = work.shape[axis] / strips
         entries = imbalance * work.stored / blocks
         each = speed.entry + speed.product * work.width
-        each += _misses(work, grid, axis, speed)
+        each += _misses(work, grid, axis, machine, speed)
         waves = math.ceil(blocks / machine.threads)
         arithmetic += waves * entries * each
         if work.streamed:  # a pass for the gradient, and one for the curvature
@@ -241,27 +247,40 @@ def cost_of(
         memory += math.ceil(strips / machine.threads) * strip
         alone = across == 1 or goes_together(work, strips, machine)
         stages += 2 if alone else 5
-        row_bytes = work.width * work.itemsize
         homes = _homes(work.shape, grid, axis, machine.workers)
-        sent = _sent(across, homes, row_bytes) * length * strips
+        sent = _sent(across, homes, work.row_bytes) * length * strips
         # Each strip is put together in one place: those work side by side.
         messages += speed.byte * sent / max(1, min(strips, machine.workers))
     tasks = tasks_of(work, grid, machine) * speed.task + stages * speed.stage
     return Cost(arithmetic, memory, messages, tasks)
 
 
+def panels_of(work: Work, grid: tuple[int, int], machine: Machine) -> int:
+    """Return how many panels a block keeps its entries in."""
+    if work.kind == "dense" or work.streamed or machine.gpu:
+        return 1
+    p, q = (length / parts for length, parts in zip(work.shape, grid, strict=True))
+    return panels_for((p, q), work.stored / math.prod(grid), work.row_bytes)
+
+
 # Rows that an entry names by its column, in the passes for gradient and curvature: to
 # move W those of H; to move H also the sums, and a second direction.
 NAMED = ((1, 1), (2, 3))
+# Rows that both passes ask for where they come back to a row of W: its own, its sums.
+COME_BACK = 4
 
 
-def _misses(work: Work, grid: tuple[int, int], axis: int, speed: Speed) -> float:
-    """Return the seconds an entry of a half-step waits for rows that it names."""
-    row_bytes = work.width * work.itemsize
-    lines = math.ceil(row_bytes / 64)
-    block_bytes = row_bytes * work.shape[1] / grid[1]
-    missed = (max(0.0, rows - speed.cache / block_bytes) for rows in NAMED[axis])
-    return sum(missed) * (speed.row + lines * speed.line)
+def _misses(
+    work: Work, grid: tuple[int, int], axis: int, machine: Machine, speed: Speed
+) -> float:
+    """Return the seconds an entry of a half-step waits for rows that aren't close."""
+    panels = panels_of(work, grid, machine)
+    panel_bytes = work.row_bytes * work.shape[1] / grid[1] / panels
+    missed = sum(max(0.0, rows - speed.cache / panel_bytes) for rows in NAMED[axis])
+    if panels > 1:
+        lines = (panels - 1) * work.shape[0] * grid[1]
+        missed += COME_BACK * lines / work.stored
+    return missed * (speed.row + math.ceil(work.row_bytes / 64) * speed.line)
 
 
 def longer_axis(shape: tuple[int, int]) -> int:

@@ -83,6 +83,8 @@ def load(
     def look(rows: range, columns: range) -> Callable[..., Observed]:
         """Return what makes a block of a part of X, and of what is beside it."""
         options: dict[str, Any] = {"dtype": dtype, "unobserved": unobserved}
+        if not layout.work.streamed and runner.gpu is None:
+            options["row_bytes"] = layout.work.row_bytes
         if isinstance(validation, Share):
             options["validation"] = validation.cut(rows, columns)
         origin = (rows.start, columns.start)

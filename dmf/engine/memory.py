@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from dask.utils import parse_bytes
 
-from dmf.engine.cost import CURVATURE_BYTES, Machine, Work
+from dmf.engine.cost import CURVATURE_BYTES, Machine, Work, panels_of
 from dmf.engine.lower import FAN_IN_LARGE
 
 # A process that has imported and loaded all that a worker needs.
@@ -56,9 +56,12 @@ def bytes_of(
     busy = min(own, threads_of(machine))
     entries = work.stored / blocks
 
+    # Of rows and columns; and where rows begin, in each panel.
     counts = own * sum(8 * n / parts for n, parts in zip(work.shape, grid, strict=True))
+    if work.kind == "sparse":
+        counts += own * 8 * panels_of(work, grid, machine) * work.shape[0] / grid[0]
 
-    row_bytes = work.width * work.candidates * work.itemsize
+    row_bytes = work.candidates * work.row_bytes
     longer, shorter = (f(work.shape) * row_bytes for f in (max, min))
     copies = COPIES + KEPT_COPIES * (work.held_out or work.candidates > 1)
     factors = copies * (longer + shorter) / workers

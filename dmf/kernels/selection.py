@@ -40,28 +40,39 @@ def drawn(
 
 
 def picked(
-    starts: Array, columns: Array, values: Array, weights: Array | None, chosen: Array
+    starts: Array,
+    columns: Array,
+    values: Array,
+    weights: Array | None,
+    chosen: Array | None,
+    ends: Array,
 ) -> tuple[Array, Array, Array, Array | None]:
-    """Return compressed rows of the entries that are chosen.
+    """Return the entries that are chosen, panel after panel of columns.
 
     Parameters
     ----------
     starts : array of int, shape (p + 1,)
     columns : array of int, shape (stored,)
+        Of each row in order.
     values : array, shape (stored,)
     weights : array, shape (stored,), or None
-    chosen : array of bool, shape (stored,)
+    chosen : array of bool, shape (stored,), or None
+        None: all are.
+    ends : array of int64, shape (panels,)
+        Where panels end: the last one at the number of columns.
 
     Returns
     -------
-    starts : array of int64, shape (p + 1,)
+    starts : array of int64, shape (panels * p + 1,)
     columns : array of int32, shape (chosen,)
     values : array, shape (chosen,)
     weights : array, shape (chosen,), or None
     """
-    starts, chosen = frozen(starts), frozen(chosen)
-    begin = np.zeros(len(starts), dtype=np.int64)
-    _count_rows(starts, chosen, begin)
+    starts, columns, ends = frozen(starts), frozen(columns), frozen(ends)
+    chosen = None if chosen is None else frozen(chosen)
+    begin = np.zeros(len(ends) * (len(starts) - 1) + 1, dtype=np.int64)
+    _count(starts, columns, chosen, ends, begin)
+    np.cumsum(begin, out=begin)
     stored = int(begin[-1])
     found = (
         np.empty(stored, dtype=np.int32),
@@ -69,7 +80,7 @@ def picked(
         None if weights is None else np.empty(stored, dtype=weights.dtype),
     )
     weights = None if weights is None else frozen(weights)
-    _pick(starts, frozen(columns), frozen(values), weights, chosen, *found)
+    _pick(starts, columns, frozen(values), weights, chosen, ends, begin, *found)
     return begin, *found
 
 
@@ -101,26 +112,62 @@ def _draw(starts, columns, of_row, of_column, limit, chosen):
 
 
 @compiled
-def _count_rows(starts, chosen, begin):
-    for i in range(starts.size - 1):
-        count = 0
-        for e in range(starts[i], starts[i + 1]):
-            count += chosen[e]
-        begin[i + 1] = begin[i] + count
+def _count(starts, columns, chosen, ends, begin):
+    rows = starts.size - 1
+    for i in range(rows):
+        first = starts[i]
+        for panel in range(ends.size):
+            last = _reach(columns, first, starts[i + 1], ends[panel])
+            count = last - first
+            if chosen is not None:
+                count = 0
+                for e in range(first, last):
+                    count += chosen[e]
+            begin[panel * rows + i + 1] = count
+            first = last
 
 
 @compiled
 def _pick(
-    starts, columns, values, weights, chosen, onto_columns, onto_values, onto_weights
+    starts,
+    columns,
+    values,
+    weights,
+    chosen,
+    ends,
+    begin,
+    onto_columns,
+    onto_values,
+    onto_weights,
 ):
-    k = 0
-    for e in range(starts[-1]):
-        if chosen[e]:
-            onto_columns[k] = columns[e]
-            onto_values[k] = values[e]
-            if weights is not None:
-                onto_weights[k] = weights[e]
-            k += 1
+    rows = starts.size - 1
+    for i in range(rows):
+        first = starts[i]
+        for panel in range(ends.size):
+            last = _reach(columns, first, starts[i + 1], ends[panel])
+            k = begin[panel * rows + i]
+            for e in range(first, last):
+                if chosen is None or chosen[e]:
+                    onto_columns[k] = columns[e]
+                    onto_values[k] = values[e]
+                    if weights is not None:
+                        onto_weights[k] = weights[e]
+                    k += 1
+            first = last
+
+
+@compiled
+def _reach(columns, first, last, end):
+    """Return how far the entries from `first` to `last` are in columns below `end`."""
+    if first == last or columns[last - 1] < end:
+        return last
+    while first < last:
+        middle = (first + last) // 2
+        if columns[middle] < end:
+            first = middle + 1
+        else:
+            last = middle
+    return first
 
 
 @compiled

@@ -18,30 +18,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dmf.kernels import passes
 from dmf.kernels.coordinates import descend_coordinates as descend_coordinates
 from dmf.kernels.dense import cuts
+from dmf.kernels.selection import picked
 from dmf.kernels.strips import PAIRS
 from dmf.kernels.strips import advance as advance
 from dmf.kernels.strips import directions as directions
-from dmf.kernels.vectors import (
-    blank,
-    compiled,
-    dot,
-    frozen,
-    layout_of,
-    load,
-    own,
-    plus_scaled,
-    prefetch,
-    shortest_row,
-    store,
-)
+from dmf.kernels.vectors import frozen, layout_of, shortest_row
 from dmf.sizes import Sized
 
 Array = NDArray[Any]
 
-# So many entries ahead, the rows that an entry names are asked for from memory.
-AHEAD = 8
 # Residuals that are handed over at once.
 PART = 2**16
 
@@ -50,10 +38,12 @@ PART = 2**16
 class SparseBlock(Sized):
     """A sparse block of X in compressed rows: what is stored is observed.
 
+    Its entries are kept panel after panel of columns: see `dmf.kernels.panels`.
+
     Parameters
     ----------
-    starts : array of int64, shape (p + 1,)
-        Row i owns the entries ``starts[i]`` to ``starts[i + 1]``.
+    starts : array of int64, shape (panels * p + 1,)
+        In panel k, row i owns the entries from ``starts[k * p + i]`` to the next start.
     columns : array of int32, shape (stored,)
     values : array, shape (stored,)
     weights : array of the dtype of `values`, shape (stored,), or None
@@ -70,6 +60,16 @@ class SparseBlock(Sized):
     weights: Array | None
     shape: tuple[int, int]
     unobserved: float = 0.0
+
+    def part(self, chosen: Array | None, panels: int = 1) -> SparseBlock:
+        """Return the entries of a block in one panel that are chosen; None: all are."""
+        if panels == 1 and (chosen is None or np.all(chosen)):
+            return self
+        ends = self.shape[1] * np.arange(1, panels + 1) // panels
+        found = picked(
+            self.starts, self.columns, self.values, self.weights, chosen, ends
+        )
+        return SparseBlock(*found, self.shape, self.unobserved)
 
     def for_device(self) -> Any:  # what kernels on a GPU work with: see `dmf.device`
         from dmf.kernels.cuda import CudaBlock
@@ -105,9 +105,9 @@ def gradient(
     for k, (D, F, G) in enumerate(pairs):
         layout = layout_of(G.shape[1], G.dtype)
         if axis == 0:
-            loss[k] = _gradient(*entries, alpha, D, F, G, None, layout)
+            loss[k] = passes.gradient(*entries, alpha, D, F, G, None, layout)
         else:
-            loss[k] = _gradient(*entries, alpha, F, D, None, G, layout)
+            loss[k] = passes.gradient(*entries, alpha, F, D, None, G, layout)
     return _stacked(result, width), loss
 
 
@@ -130,7 +130,7 @@ def curvature(
         Σ (M − α)(D F)² for each moving row, where F is the fixed factor; for two moves
         the last axis holds the sums of (D F)², (D F)(S F) and (S F)².
     """
-    starts, columns, _, weights = _entries(block)
+    rows, starts, columns, _, weights = _entries(block)
     alpha = _alpha(block, np.dtype(np.float64))
     pairs = PAIRS[len(moves)]
     result = np.zeros((fixed.shape[1], block.shape[axis], pairs))
@@ -139,10 +139,10 @@ def curvature(
         layout = layout_of(F.shape[1], F.dtype)
         second = None if len(moves) == 1 else S
         if axis == 0:
-            rows, onto = (D, second, F, None), (C, None)
+            factors, onto = (D, second, F, None), (C, None)
         else:
-            rows, onto = (F, None, D, second), (None, C)
-        _curvature(starts, columns, weights, alpha, *rows, *onto, layout)
+            factors, onto = (F, None, D, second), (None, C)
+        passes.curvature(rows, starts, columns, weights, alpha, *factors, *onto, layout)
     return _stacked(result, pairs)
 
 
@@ -163,15 +163,15 @@ def product(block: SparseBlock, fixed: Array, axis: int) -> Array:
     -------
     array, shape (rows of the moving factor, K, r)
     """
-    starts, columns, values, _ = _entries(block)
+    rows, starts, columns, values, _ = _entries(block)
     width = fixed.shape[2]
     result = _results((block.shape[axis], *fixed.shape[1:]), fixed.dtype)
     for F, P in zip(_each(fixed), result, strict=True):
         layout = layout_of(P.shape[1], P.dtype)
         if axis == 0:
-            _product(starts, columns, values, F, P, None, layout)
+            passes.product(rows, starts, columns, values, F, P, None, layout)
         else:
-            _product(starts, columns, values, F, None, P, layout)
+            passes.product(rows, starts, columns, values, F, None, P, layout)
     return _stacked(result, width)
 
 
@@ -188,13 +188,13 @@ def gram(block: SparseBlock, fixed: Array, axis: int) -> Array:
     -------
     array of the dtype of `fixed`, shape (rows of the moving factor, K, r, r)
     """
-    starts, columns, _, weights = _entries(block)
+    rows, starts, columns, _, weights = _entries(block)
     rank = fixed.shape[2]
     shape = fixed.shape[1], block.shape[axis], rank, rank
     result = np.zeros(shape, dtype=fixed.dtype)
     alpha = _alpha(block, fixed.dtype)
     for k, G in enumerate(result):
-        _gram(starts, columns, weights, alpha, frozen(fixed[:, k]), axis, G)
+        passes.gram(rows, starts, columns, weights, alpha, frozen(fixed[:, k]), axis, G)
     return _stacked(result, rank)
 
 
@@ -236,17 +236,19 @@ def residuals(
         None: all weights are 1.
     """
     (near,), (far,) = (_each(factor[:, None]) for factor in (W, H))
-    starts, columns, values, weights = _entries(block)
+    rows, starts, columns, values, weights = _entries(block)
     found = np.empty(len(values), np.result_type(values, near))
     layout = layout_of(near.shape[1], near.dtype)
-    _residuals(starts, columns, values, near, far, found, layout)
+    passes.residuals(rows, starts, columns, values, near, far, found, layout)
     for part in cuts(len(found), PART):
         yield found[part], None if weights is None else weights[part]
 
 
-def _entries(block: SparseBlock) -> tuple[Array, Array, Array, Array | None]:
+def _entries(block: SparseBlock) -> tuple[int, Array, Array, Array, Array | None]:
+    """Return what loops go through: the number of rows, and their entries."""
     weights = None if block.weights is None else frozen(block.weights)
-    return frozen(block.starts), frozen(block.columns), frozen(block.values), weights
+    starts, columns = frozen(block.starts), frozen(block.columns)
+    return block.shape[0], starts, columns, frozen(block.values), weights
 
 
 def _alpha(block: SparseBlock, dtype: Any) -> Any:
@@ -272,149 +274,3 @@ def _results(shape: tuple[int, ...], dtype: Any) -> Array:
 def _stacked(result: Array, width: int) -> Array:
     """Return results with the candidates back in axis 1, without what padded rows."""
     return np.ascontiguousarray(np.swapaxes(result, 0, 1)[..., :width])
-
-
-# The loops. `near` holds a row for each row of the block, `far` one for each of its
-# columns; sums go `onto_near` or `onto_far`, whichever isn't None. Numba leaves out
-# what would happen to a None.
-
-
-@compiled
-def _gradient(
-    starts, columns, values, weights, alpha, near, far, onto_near, onto_far, layout
-):
-    squares = 0.0
-    last = columns.size - 1
-    for i in range(starts.size - 1):
-        here = own(load(near, i, layout), layout)
-        total = blank(here)
-        for e in range(starts[i], starts[i + 1]):
-            j = columns[e]
-            ahead = columns[min(e + AHEAD, last)]
-            prefetch(far, ahead, layout)
-            if onto_far is not None:
-                prefetch(onto_far, ahead, layout)
-            there = load(far, j, layout)
-            predicted = dot(here, there)
-            residual = predicted - values[e]
-            weighted = residual
-            if weights is not None:
-                weighted = residual * weights[e]
-            squares += np.float64(residual) * np.float64(weighted)
-            if alpha is not None:
-                shrunk = alpha * predicted
-                squares -= np.float64(shrunk) * np.float64(predicted)
-                weighted -= shrunk
-            if onto_near is not None:
-                total = plus_scaled(total, weighted, there)
-            if onto_far is not None:
-                sums = load(onto_far, j, layout)
-                store(onto_far, j, layout, plus_scaled(sums, weighted, here))
-        if onto_near is not None:
-            store(onto_near, i, layout, total)
-    return 0.5 * squares
-
-
-@compiled
-def _curvature(
-    starts,
-    columns,
-    weights,
-    alpha,
-    near,
-    near_too,
-    far,
-    far_too,
-    onto_near,
-    onto_far,
-    layout,
-):
-    last = columns.size - 1
-    for i in range(starts.size - 1):
-        here = own(load(near, i, layout), layout)
-        if near_too is not None:
-            here_too = own(load(near_too, i, layout), layout)
-        aa, ab, bb = 0.0, 0.0, 0.0
-        for e in range(starts[i], starts[i + 1]):
-            j = columns[e]
-            ahead = columns[min(e + AHEAD, last)]
-            prefetch(far, ahead, layout)
-            there = load(far, j, layout)
-            a = np.float64(dot(here, there))
-            b = 0.0
-            if near_too is not None:
-                b = np.float64(dot(here_too, there))
-            if far_too is not None:
-                prefetch(far_too, ahead, layout)
-                b = np.float64(dot(here, load(far_too, j, layout)))
-            weighted_a, weighted_b = a, b
-            if weights is not None:
-                weighted_a = a * weights[e]
-                weighted_b = b * weights[e]
-            if alpha is not None:
-                weighted_a -= alpha * a
-                weighted_b -= alpha * b
-            if onto_near is not None:
-                aa += weighted_a * a
-                ab += weighted_a * b
-                bb += weighted_b * b
-            if onto_far is not None:
-                onto_far[j, 0] += weighted_a * a
-                if far_too is not None:
-                    onto_far[j, 1] += weighted_a * b
-                    onto_far[j, 2] += weighted_b * b
-        if onto_near is not None:
-            onto_near[i, 0] = aa
-            if near_too is not None:
-                onto_near[i, 1] = ab
-                onto_near[i, 2] = bb
-
-
-@compiled
-def _product(starts, columns, values, factor, onto_near, onto_far, layout):
-    last = columns.size - 1
-    for i in range(starts.size - 1):
-        if onto_near is not None:
-            total = load(onto_near, i, layout)
-        if onto_far is not None:
-            here = own(load(factor, i, layout), layout)
-        for e in range(starts[i], starts[i + 1]):
-            j = columns[e]
-            ahead = columns[min(e + AHEAD, last)]
-            if onto_near is not None:
-                prefetch(factor, ahead, layout)
-                total = plus_scaled(total, values[e], load(factor, j, layout))
-            if onto_far is not None:
-                prefetch(onto_far, ahead, layout)
-                sums = load(onto_far, j, layout)
-                store(onto_far, j, layout, plus_scaled(sums, values[e], here))
-        if onto_near is not None:
-            store(onto_near, i, layout, total)
-
-
-@compiled
-def _residuals(starts, columns, values, near, far, result, layout):
-    last = columns.size - 1
-    for i in range(starts.size - 1):
-        here = own(load(near, i, layout), layout)
-        for e in range(starts[i], starts[i + 1]):
-            prefetch(far, columns[min(e + AHEAD, last)], layout)
-            result[e] = values[e] - dot(here, load(far, columns[e], layout))
-
-
-@compiled
-def _gram(starts, columns, weights, alpha, fixed, axis, result):
-    rank = fixed.shape[1]
-    one = fixed.dtype.type(1)
-    for i in range(starts.size - 1):
-        for e in range(starts[i], starts[i + 1]):
-            m, f = (i, columns[e]) if axis == 0 else (columns[e], i)
-            weight = one
-            if weights is not None:
-                weight = weights[e]
-            if alpha is not None:
-                weight = weight - alpha
-            for s in range(rank):
-                scaled = weight * fixed[f, s]
-                for t in range(rank):
-                    result[m, s, t] += scaled * fixed[f, t]
