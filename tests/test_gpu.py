@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import dask.array as da
@@ -228,3 +230,29 @@ def test_tf32_is_close_and_says_what_it_is() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert float(done.stdout) < 1e-2
+
+
+def test_a_second_process_finds_the_kernels(tmp_path: Path) -> None:
+    """What one has compiled is on disk for all that follow."""
+    code = (
+        "import numpy as np, scipy.sparse as sp, dmf\n"
+        "from dmf.kernels import cuda_rows, warps\n"
+        "from dmf.kernels.lanes import layout_for\n"
+        "X = sp.random_array((60, 40), density=0.3, rng=np.random.default_rng(0))\n"
+        "dmf.factorize(X.astype(np.float32), 3, device='gpu', max_rounds=2, tol=0)\n"
+        "which = layout_for(3), np.dtype(np.float32)\n"
+        "passes, rows = warps.kernels_of(*which), cuda_rows.kernels_of(*which)\n"
+        "used = passes.gradient, rows.advance\n"
+        "print([sum(kernel.stats.cache_hits.values()) for kernel in used])\n"
+    )
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)},
+        ).stdout.strip()
+        for _ in range(2)
+    ]
+    assert found == ["[0, 0]", "[1, 1]"]

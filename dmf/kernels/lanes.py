@@ -37,8 +37,9 @@ class Nothing:
         return kind, value
 
 
-# To mypy, numba.cuda is its simulator, whose kernels need no extension.
-jit: Any = cuda.jit(extensions=[Nothing])  # type: ignore[call-arg]
+# Cached on disk: to compile takes a process longer than many a fit. (To mypy,
+# numba.cuda is its simulator, whose kernels need no extension.)
+jit: Any = cuda.jit(extensions=[Nothing], cache=True)  # type: ignore[call-arg]
 inlined = cuda.jit(device=True, inline="always")
 
 
