@@ -20,6 +20,7 @@ from dmf.kernels.vectors import (
     divided,
     dot,
     frozen,
+    in_lines,
     layout_of,
     load,
     minus,
@@ -55,7 +56,7 @@ def directions(
     if moves == 2 and last is None:
         last = np.zeros_like(moving)
     pairs = PAIRS[moves]
-    units = [np.empty(moving.shape, moving.dtype) for _ in range(moves)]
+    units = [in_lines(np.empty, moving.shape, moving.dtype) for _ in range(moves)]
     numbers = np.empty((3 * moves + pairs, p * K))
     penalty, square = np.zeros(K), np.zeros(K)
     _directions(
@@ -87,7 +88,7 @@ def advance(
     p, K, width = moving.shape
     if width < shortest_row(moving.dtype):
         return strips.plain_advance(moving, units, strides, terms, rank=rank)
-    factor, move = (np.empty(moving.shape, moving.dtype) for _ in range(2))
+    factor, move = (in_lines(np.empty, moving.shape, moving.dtype) for _ in range(2))
     sums = np.zeros((4, K))
     proper = (np.arange(width) < rank).astype(moving.dtype)
     ridge, centre, _ = _of_terms(terms)

@@ -25,7 +25,13 @@ from dmf.kernels.selection import picked
 from dmf.kernels.strips import PAIRS
 from dmf.kernels.strips import advance as advance
 from dmf.kernels.strips import directions as directions
-from dmf.kernels.vectors import frozen, layout_of, shortest_row
+from dmf.kernels.vectors import (
+    frozen,
+    in_lines,
+    layout_of,
+    moved_to_lines,
+    shortest_row,
+)
 from dmf.sizes import Sized
 
 Array = NDArray[Any]
@@ -101,7 +107,8 @@ def gradient(
     width = moving.shape[2]
     result = _results(moving.shape, moving.dtype)
     loss = np.zeros(moving.shape[1])
-    pairs = zip(_each(moving), _each(fixed), result, strict=True)
+    movings, fixeds = _each(moving, far=axis == 1), _each(fixed, far=axis == 0)
+    pairs = zip(movings, fixeds, result, strict=True)
     for k, (D, F, G) in enumerate(pairs):
         layout = layout_of(G.shape[1], G.dtype)
         if axis == 0:
@@ -134,8 +141,8 @@ def curvature(
     alpha = _alpha(block, np.dtype(np.float64))
     pairs = PAIRS[len(moves)]
     result = np.zeros((fixed.shape[1], block.shape[axis], pairs))
-    both = [_each(moves[0]), _each(moves[-1])]
-    for D, S, F, C in zip(*both, _each(fixed), result, strict=True):
+    both = [_each(move, far=axis == 1) for move in (moves[0], moves[-1])]
+    for D, S, F, C in zip(*both, _each(fixed, far=axis == 0), result, strict=True):
         layout = layout_of(F.shape[1], F.dtype)
         second = None if len(moves) == 1 else S
         if axis == 0:
@@ -166,7 +173,7 @@ def product(block: SparseBlock, fixed: Array, axis: int) -> Array:
     rows, starts, columns, values, _ = _entries(block)
     width = fixed.shape[2]
     result = _results((block.shape[axis], *fixed.shape[1:]), fixed.dtype)
-    for F, P in zip(_each(fixed), result, strict=True):
+    for F, P in zip(_each(fixed, far=axis == 0), result, strict=True):
         layout = layout_of(P.shape[1], P.dtype)
         if axis == 0:
             passes.product(rows, starts, columns, values, F, P, None, layout)
@@ -235,7 +242,8 @@ def residuals(
     residuals, weights : arrays, shape (k,)
         None: all weights are 1.
     """
-    (near,), (far,) = (_each(factor[:, None]) for factor in (W, H))
+    (near,) = _each(W[:, None], far=False)
+    (far,) = _each(H[:, None], far=True)
     rows, starts, columns, values, weights = _entries(block)
     found = np.empty(len(values), np.result_type(values, near))
     layout = layout_of(near.shape[1], near.dtype)
@@ -256,19 +264,25 @@ def _alpha(block: SparseBlock, dtype: Any) -> Any:
     return dtype.type(block.unobserved) if block.unobserved else None
 
 
-def _each(factor: Array) -> list[Array]:
+def _each(factor: Array, *, far: bool) -> list[Array]:
     """Return the candidates of a factor, each contiguous, with rows of one vector at
-    least. One candidate alone is not copied unless its rows are too short."""
+    least; those whose rows are asked for in any order, `far`, begin on a cache line.
+
+    One candidate alone is rarely copied: if its rows are too short, or where it comes
+    through a socket.
+    """
     missing = shortest_row(factor.dtype) - factor.shape[2]
     if missing > 0:
         factor = np.pad(factor, ((0, 0), (0, 0), (0, missing)))
-    return [frozen(factor[:, k]) for k in range(factor.shape[1])]
+    each = (factor[:, k] for k in range(factor.shape[1]))
+    return [frozen(moved_to_lines(one) if far else one) for one in each]
 
 
 def _results(shape: tuple[int, ...], dtype: Any) -> Array:
     """Return zeros for a factor of this shape, the candidates (axis 1) first."""
     length, candidates, width = shape
-    return np.zeros((candidates, length, max(width, shortest_row(dtype))), dtype=dtype)
+    whole = candidates, length, max(width, shortest_row(dtype))
+    return in_lines(np.zeros, whole, dtype)
 
 
 def _stacked(result: Array, width: int) -> Array:

@@ -14,6 +14,7 @@ overlap must stay equal, or be blanked: `store` writes the last vector first.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -77,6 +78,36 @@ def frozen(array: NDArray[Any]) -> NDArray[Any]:
     view = np.ascontiguousarray(array).view()
     view.flags.writeable = False
     return view
+
+
+def in_lines(
+    make: Callable[..., NDArray[Any]], shape: tuple[int, ...], dtype: Any
+) -> NDArray[Any]:
+    """Return what np.zeros or np.empty makes, but beginning on a cache line.
+
+    So do many of its rows then. Rows that are asked for in any order take fewer lines,
+    and passes 0.9 of the time. NumPy's own arrays begin at multiples of 16.
+    """
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    room = make(size + CACHE_LINE, dtype=np.uint8)
+    begin = -_beyond_line(room) % CACHE_LINE
+    result: NDArray[Any] = room[begin : begin + size].view(dtype).reshape(shape)
+    return result
+
+
+def moved_to_lines(array: NDArray[Any]) -> NDArray[Any]:
+    """Return an array that is contiguous and `in_lines`: itself, or a copy."""
+    if array.flags.c_contiguous and not _beyond_line(array):
+        return array
+    result = in_lines(np.empty, array.shape, array.dtype)
+    result[...] = array
+    return result
+
+
+def _beyond_line(array: NDArray[Any]) -> int:
+    """Return how many bytes beyond the begin of a cache line an array begins."""
+    address: int = array.__array_interface__["data"][0]
+    return address % CACHE_LINE
 
 
 class Vector(types.Type):
