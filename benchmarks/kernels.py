@@ -76,11 +76,11 @@ def round_of_kernels(block: SparseBlock, W: Any, H: Any) -> None:
         sparse.curvature(block, (moving, moving), fixed, axis)
 
 
-def strips_of(X: Any, parts: int) -> list[tuple[SparseBlock, slice]]:
+def strips_of(X: Any, parts: int, row_bytes: int) -> list[tuple[SparseBlock, slice]]:
     """Cut X into strips of rows that store about as much, with where they are."""
     bounds = balanced_bounds(np.diff(X.indptr), parts)
     return [
-        (observe(X[rows], None, X.dtype).block, rows)
+        (observe(X[rows], None, X.dtype, row_bytes=row_bytes).block, rows)
         for rows in map(slice, bounds[:-1], bounds[1:])
     ]
 
@@ -99,14 +99,17 @@ def report_sparse(X: Any, libraries: dict[str, Any]) -> None:
     rng = np.random.default_rng(0)
     for rank in (8, 16, 18, 32, 64, 128):
         W, H = (rng.standard_normal((k, 1, rank), dtype=np.float32) for k in X.shape)
-        ((one, _),), halves = strips_of(X, 1), strips_of(X, THREADS)
+        (one, _), *halves = (
+            strip for parts in (1, THREADS) for strip in strips_of(X, parts, 4 * rank)
+        )
+        ((plain, _),) = strips_of(X, 1, 0)
         with ThreadPoolExecutor(THREADS) as pool:
             calls: dict[str, Callable[[], Any]] = {
                 "one": partial(round_of_kernels, one, W, H),
                 "two": partial(side_by_side, pool, halves, W, H),
             }
             for name, library in libraries.items():
-                calls[name] = partial(round_in_c, library, one, W, H)
+                calls[name] = partial(round_in_c, library, plain, W, H)
             times = in_turns(calls)
         ms = {name: 1e3 * float(np.median(took)) for name, took in times.items()}
         rate = 4 * X.nnz * rank / ms["one"] / 1e3
