@@ -290,6 +290,33 @@ def test_dense_and_sparse_agree(
         )
 
 
+@each_axis
+@pytest.mark.parametrize("rank", [3, 16, 18])
+def test_where_factors_begin_in_memory_does_not_matter(rank: int, axis: int) -> None:
+    """And what the kernels make of them begins on a cache line."""
+    problem = low_rank(m=60, n=40, rank=rank, dtype=np.float32)
+    block, _ = block_of(problem, "sparse", "bool")
+    plain = stacked_start(problem, 1)
+    room = np.empty(plain[0].nbytes + plain[1].nbytes + 128, dtype=np.uint8)
+    expected = every_kernel("sparse", "bool", block, *plain, axis)
+    for beyond in (0, 4, 32):
+        start = -room.ctypes.data % 64 + beyond
+        W, H = (
+            room[begin : begin + factor.nbytes].view(factor.dtype).reshape(factor.shape)
+            for factor, begin in zip(
+                plain, (start, start + plain[0].nbytes), strict=True
+            )
+        )
+        W[...], H[...] = plain
+        found = every_kernel("sparse", "bool", block, W, H, axis)
+        for name, part in found.items():
+            np.testing.assert_array_equal(part, expected[name], err_msg=name)
+    moving, fixed = sides(problem, axis, 1)
+    gradient, _ = sparse.gradient(block, moving, fixed, axis)
+    if rank >= 8:  # shorter rows are padded
+        assert gradient.ctypes.data % 64 == 0
+
+
 def test_all_kinds_define_the_same_functions() -> None:
     """A solver names a kernel without asking what kind of blocks there are."""
     for name in ("gradient", "curvature", "product", "gram", "errors"):
