@@ -157,7 +157,9 @@ def predict_large(speed: Speed) -> None:
 
 
 def main() -> None:
-    from distributed import Client, LocalCluster
+    from distributed import default_client
+
+    from dmf.engine.cluster import started
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="the small sizes only")
@@ -167,18 +169,13 @@ def main() -> None:
     local: list[Measured] = []
     with dask.config.set(num_workers=CORES):
         for X in matrices:
-            for rank in (16, 32):
+            for rank in (16, 64):
                 local += measure(X, rank, Threads(), 0)
     remote: list[Measured] = []
     for workers in (1, 2, 4, 8):
-        with (
-            LocalCluster(
-                n_workers=workers, threads_per_worker=1, dashboard_address=":0"
-            ) as cluster,
-            Client(cluster, set_as_default=False) as client,
-        ):
+        with started(workers):
             for X in matrices[:: max(1, len(matrices) // 3)]:
-                remote += measure(X, 32, Cluster(client), workers)
+                remote += measure(X, 32, Cluster(default_client()), workers)
     threads = fitted(local[::2], (*LOCAL, "task", "stage"), SPARSE)
     cluster_speed = fitted(remote[::2], REMOTE, on_cluster(threads))
     for name, speed in (("threads", threads), ("cluster", cluster_speed)):

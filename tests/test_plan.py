@@ -147,7 +147,7 @@ def test_where_boundaries_do_not_balance_the_grid_changes(
 ) -> None:
     """Two groups of rows with columns of their own: half of 2 × 2 blocks are empty."""
     rng = np.random.default_rng(0)
-    part = sp.random_array((300, 300), density=0.1, rng=rng)
+    part = sp.random_array((2000, 2000), density=0.1, rng=rng)
     X = sp.csr_array(sp.block_diag([part, part]))
     work = Work(X.shape, X.nnz, 64, "sparse")
     monkeypatch.setattr(grid, "ranked_grids", lambda work, machine: [(2, 2), (4, 1)])

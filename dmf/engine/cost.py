@@ -65,15 +65,15 @@ class Speed:
 
 
 SPARSE = Speed(
-    entry=4e-9,
-    product=1.7e-10,
-    row=3e-9,
-    line=6e-10,
+    entry=5.5e-9,
+    product=1e-10,
+    row=0.0,
+    line=8e-10,
     number=5e-9,
-    added=1e-9,
+    added=3e-9,
     byte=0.0,
-    task=8e-5,
-    stage=2e-4,
+    task=1e-4,
+    stage=5e-4,
     read=3e-9,
 )
 # Dense blocks are read in order, and BLAS multiplies them.

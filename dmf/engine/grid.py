@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -73,8 +73,7 @@ def ranked_grids(work: Work, machine: Machine) -> list[tuple[int, int]]:
     """
     machine = _class_of(machine)
     seconds = {
-        grid: cost_of(work, grid, machine).seconds
-        for grid in _candidates(work, machine)
+        grid: _seconds(work, grid, machine) for grid in _candidates(work, machine)
     }
     least = min(seconds.values())
 
@@ -104,8 +103,8 @@ def flaw_of(work: Work, grid: Grid, machine: Machine) -> Flaw | None:
     if blocks / imbalance < _fewest(work, machine):
         return Flaw("which are too large for the memory of a worker", True)
     machine = _class_of(machine)
-    best = cost_of(work, ranked_grids(work, machine)[0], machine).seconds
-    seconds = cost_of(work, grid.shape, machine, imbalance=imbalance).seconds
+    best = _seconds(work, ranked_grids(work, machine)[0], machine)
+    seconds = _seconds(work, grid.shape, machine, imbalance)
     if seconds <= KEEP_CHUNKS * best:
         return None
     why = f"with which a round would take about {seconds / best:.1f} times as long"
@@ -122,6 +121,19 @@ def _class_of(machine: Machine) -> Machine:
     if not machine.workers:
         return Machine(threads, memory=machine.memory)
     return Machine(threads, threads, machine.memory / threads_of(machine))
+
+
+def _seconds(
+    work: Work, grid: tuple[int, int], machine: Machine, imbalance: float = 1.0
+) -> float:
+    """Return what a round takes on machines of a class: the mean of the largest one
+    and of one with half of its threads."""
+    machines = [machine]
+    if not machine.gpu:
+        workers = math.ceil(machine.workers / 2)
+        machines.append(replace(machine, threads=machine.threads // 2, workers=workers))
+    costs = [cost_of(work, grid, each, imbalance=imbalance) for each in machines]
+    return math.fsum(cost.seconds for cost in costs) / len(costs)
 
 
 def _candidates(work: Work, machine: Machine) -> list[tuple[int, int]]:
@@ -177,7 +189,7 @@ def balanced_grid(X: Any, work: Work, machine: Machine) -> Grid:
     alike = _class_of(machine)
     best: tuple[float, Grid] | None = None
     for P, Q in ranked_grids(work, machine):
-        if best is not None and cost_of(work, (P, Q), alike).seconds >= best[0]:
+        if best is not None and _seconds(work, (P, Q), alike) >= best[0]:
             break  # even in perfect balance
         across = balanced_bounds(columns(), Q) if Q > 1 else (0, X.shape[1])
         grid = Grid(balanced_bounds(rows, P), across)
@@ -185,7 +197,7 @@ def balanced_grid(X: Any, work: Work, machine: Machine) -> Grid:
         imbalance = max(1.0, float(stored.max() / max(stored.mean(), 1e-9)))
         if imbalance <= MOST_IMBALANCE:
             return grid
-        seconds = cost_of(work, (P, Q), alike, imbalance=imbalance).seconds
+        seconds = _seconds(work, (P, Q), alike, imbalance)
         if best is None or seconds < best[0]:
             best = seconds, grid
     assert best is not None
