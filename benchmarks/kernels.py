@@ -4,7 +4,8 @@
 
 Sparse kernels are compared with the same loops in C (`yardstick.c`, compiled with -O3
 -march=native, with and without -ffast-math), dense ones with the two matrix products
-that they can't do without. All ratios are medians over repetitions that take turns.
+that they can't do without. C goes through plain rows, dmf through the panels that a fit
+would put the entries in. All ratios are medians over repetitions that take turns.
 """
 
 from __future__ import annotations

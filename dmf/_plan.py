@@ -206,8 +206,6 @@ def plan(
             speed = calibrated(layout, X, client)
     work, grid = layout.work, layout.grid.shape
     needed = layout.bytes(used)
-    # A pass works for all candidates; the grid is that of one of them.
-    wide = replace(work, width=work.width * restarts)
     return Plan(
         shape=work.shape,
         kind=work.kind,
@@ -219,7 +217,7 @@ def plan(
         streamed=work.streamed,
         tasks=tasks_of(work, grid, machine),
         seconds=(
-            cost_of(wide, grid, machine, speed=speed).seconds
+            cost_of(work, grid, machine, speed=speed, candidates=restarts).seconds
             if settings.gpu is None
             else math.nan
         ),

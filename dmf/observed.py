@@ -236,7 +236,6 @@ def _observe_sparse(
         stored = _with_weight_zero(block, held_out).part(None, panels)
     else:
         block = stored = every.part(used, panels)
-    entries = len(block.values)
     if again:
         return Observed(stored, held_out, NO_COUNTS, Totals())
     counts = []
@@ -245,15 +244,15 @@ def _observe_sparse(
         if unobserved > 0:
             observed_here += unobserved * (other - _stored_along(stored, axis))
         counts.append(observed_here)
-    totals = _totals_sparse(stored, entries, held_out)
+    totals = _totals_sparse(every, used, stored, held_out)
     return Observed(stored, held_out, (counts[0], counts[1]), totals)
 
 
 def _stored_along(block: SparseBlock, axis: int) -> Array:
     """Return the number of stored entries of each row (axis 0) or column (axis 1)."""
     if axis == 0:
-        # Those of all panels.
-        return np.diff(block.starts).reshape(-1, block.shape[0]).sum(0, np.float64)
+        lines, p = np.diff(block.starts), block.shape[0]  # of all panels
+        return lines.reshape(len(lines) // max(1, p), p).sum(0, np.float64)
     from dmf.kernels.selection import stored_in_columns
 
     return stored_in_columns(block.columns, block.shape[1])
@@ -302,20 +301,22 @@ def _places(X: Any) -> Array:
 
 
 def _totals_sparse(
-    block: SparseBlock, entries: int, held_out: SparseBlock | None
+    every: SparseBlock, used: Array, stored: SparseBlock, held_out: SparseBlock | None
 ) -> Totals:
     held = 0.0
     if held_out is not None:
         w = held_out.weights
         held = float(len(held_out.values) if w is None else np.sum(w, dtype=np.float64))
-    masked = int(block.unobserved < 1 or block.weights is not None)
-    zeros = math.prod(block.shape) - len(block.values)
+    masked = int(stored.unobserved < 1 or stored.weights is not None)
+    zeros = math.prod(stored.shape) - len(stored.values)
+    entries = int(np.count_nonzero(used))
     total = Totals(entries=entries, masked=masked, held_out=held)
-    # A few at a time: in float64, all of them would take twice what the block does.
-    for part in dense.cuts(len(block.values), PART):
-        weights = None if block.weights is None else block.weights[part]
-        total = total + Totals.of(block.values[part], weights)
-    return total + Totals(weight=block.unobserved * zeros)
+    # A few at a time: in float64, all of them would take twice what the block does. And
+    # as they were given: sums would depend on the panels in their last bits.
+    for part in dense.cuts(len(every.values), PART):
+        weights = None if every.weights is None else every.weights[part][used[part]]
+        total = total + Totals.of(every.values[part][used[part]], weights)
+    return total + Totals(weight=stored.unobserved * zeros)
 
 
 def _check_finite(

@@ -15,7 +15,7 @@ import pytest
 
 import dmf
 from dmf.device import Gpu, to_device, to_host
-from dmf.kernels import cuda, dense, sparse
+from dmf.kernels import cuda, dense, panels, sparse
 from dmf.offsets import COLUMNS
 from tests.blocks import MASKS, block_of
 from tests.devices import assert_close
@@ -204,6 +204,16 @@ def test_on_a_worker_that_offers_it(form: str) -> None:
     options = {"dashboard_address": "127.0.0.1:0", "resources": {"GPU": 1}}
     with LocalCluster(1, threads_per_worker=1, **options) as cluster, Client(cluster):
         there = dmf.factorize(X, 3, max_rounds=5, tol=0, device="gpu")
+        assert_close(there, here)
+
+
+def test_rows_are_plain_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Panels are for the cache of a processor."""
+    monkeypatch.setattr(panels, "PANEL_BYTES", 100)
+    monkeypatch.setattr(panels, "LEAST_ENTRIES", 0)
+    for lazy in (False, True):
+        X = PROBLEM.sparse()
+        there, here = both(sparse_chunks(X, CHUNKS) if lazy else X)
         assert_close(there, here)
 
 

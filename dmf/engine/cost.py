@@ -65,15 +65,15 @@ class Speed:
 
 
 SPARSE = Speed(
-    entry=5.5e-9,
-    product=1e-10,
+    entry=5e-9,
+    product=1.5e-10,
     row=0.0,
-    line=8e-10,
-    number=5e-9,
+    line=7e-10,
+    number=4e-9,
     added=3e-9,
     byte=0.0,
-    task=1e-4,
-    stage=5e-4,
+    task=2e-4,
+    stage=3e-4,
     read=3e-9,
 )
 # Dense blocks are read in order, and BLAS multiplies them.
@@ -82,7 +82,7 @@ DENSE = replace(SPARSE, entry=2e-9, product=8e-11, row=0.0, line=0.0)
 
 def on_cluster(speed: Speed) -> Speed:
     """Return the speed where tasks and messages go through sockets."""
-    return replace(speed, byte=1e-9, task=7e-4, stage=5e-3)
+    return replace(speed, byte=2e-9, task=1e-3, stage=4e-3)
 
 
 @dataclass(frozen=True)
@@ -213,6 +213,7 @@ def cost_of(
     *,
     speed: Speed | None = None,
     imbalance: float = 1.0,
+    candidates: int = 1,
 ) -> Cost:
     """Return what a round of the default solver costs.
 
@@ -225,6 +226,8 @@ def cost_of(
         Default: that of the machine for this kind of blocks.
     imbalance : float
         The entries of the fullest block over their mean.
+    candidates : int
+        How many go over a block, one after the other, each time that it is at hand.
     """
     speed = machine.speed(work.kind) if speed is None else speed
     arithmetic = memory = messages = 0.0
@@ -236,7 +239,7 @@ def cost_of(
         each = speed.entry + speed.product * work.width
         each += _misses(work, grid, axis, machine, speed)
         waves = math.ceil(blocks / machine.threads)
-        arithmetic += waves * entries * each
+        arithmetic += candidates * waves * entries * each
         if work.streamed:  # a pass for the gradient, and one for the curvature
             passes = 1 if across == 1 else 2
             memory += passes * waves * entries * work.entry_bytes * speed.read
@@ -244,13 +247,14 @@ def cost_of(
         strip = numbers * speed.number
         if across > 1:
             strip += across * (numbers + 3 * length) * speed.added
-        memory += math.ceil(strips / machine.threads) * strip
+        memory += candidates * math.ceil(strips / machine.threads) * strip
         alone = across == 1 or goes_together(work, strips, machine)
         stages += 2 if alone else 5
         homes = _homes(work.shape, grid, axis, machine.workers)
         sent = _sent(across, homes, work.row_bytes) * length * strips
         # Each strip is put together in one place: those work side by side.
-        messages += speed.byte * sent / max(1, min(strips, machine.workers))
+        beside = max(1, min(strips, machine.workers))
+        messages += candidates * speed.byte * sent / beside
     tasks = tasks_of(work, grid, machine) * speed.task + stages * speed.stage
     return Cost(arithmetic, memory, messages, tasks)
 
@@ -266,8 +270,8 @@ def panels_of(work: Work, grid: tuple[int, int], machine: Machine) -> int:
 # Rows that an entry names by its column, in the passes for gradient and curvature: to
 # move W those of H; to move H also the sums, and a second direction.
 NAMED = ((1, 1), (2, 3))
-# Rows that both passes ask for where they come back to a row of W: its own, its sums.
-COME_BACK = 4
+# Rows that the passes ask for where they come back to a row of W: it, and its sums.
+COME_BACK = (4, 2)
 
 
 def _misses(
@@ -279,7 +283,7 @@ def _misses(
     missed = sum(max(0.0, rows - speed.cache / panel_bytes) for rows in NAMED[axis])
     if panels > 1:
         lines = (panels - 1) * work.shape[0] * grid[1]
-        missed += COME_BACK * lines / work.stored
+        missed += COME_BACK[axis] * lines / work.stored
     return missed * (speed.row + math.ceil(work.row_bytes / 64) * speed.line)
 
 

@@ -46,7 +46,13 @@ def fold_in(
     """
     rank = objective.sides[axis].rank
     data = load(
-        X, mask, rank, runner, unobserved=objective.unobserved, may_be_empty=True
+        X,
+        mask,
+        rank,
+        runner,
+        unobserved=objective.unobserved,
+        may_be_empty=True,
+        once=True,
     )
     state = start_state(data, runner, start=start, objective=objective)
     solver = AlternatingLeastSquares()

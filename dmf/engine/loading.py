@@ -43,6 +43,7 @@ def load(
     candidates: int = 1,
     stream: bool | None = None,
     may_be_empty: bool = False,
+    once: bool = False,
 ) -> Data:
     """Cut X and its mask into blocks, and count what is observed.
 
@@ -65,6 +66,8 @@ def load(
         Whether blocks are read anew in each pass. Default: if they wouldn't fit.
     may_be_empty : bool
         Whether X may do without a single observed entry.
+    once : bool
+        Whether a pass or two is all that there will be.
 
     Raises
     ------
@@ -83,7 +86,7 @@ def load(
     def look(rows: range, columns: range) -> Callable[..., Observed]:
         """Return what makes a block of a part of X, and of what is beside it."""
         options: dict[str, Any] = {"dtype": dtype, "unobserved": unobserved}
-        if not layout.work.streamed and runner.gpu is None:
+        if not (once or layout.work.streamed or runner.gpu is not None):
             options["row_bytes"] = layout.work.row_bytes
         if isinstance(validation, Share):
             options["validation"] = validation.cut(rows, columns)

@@ -58,7 +58,7 @@ def bytes_of(
 
     # Of rows and columns; and where rows begin, in each panel.
     counts = own * sum(8 * n / parts for n, parts in zip(work.shape, grid, strict=True))
-    if work.kind == "sparse":
+    if work.kind == "sparse" and not work.streamed:
         counts += own * 8 * panels_of(work, grid, machine) * work.shape[0] / grid[0]
 
     row_bytes = work.candidates * work.row_bytes

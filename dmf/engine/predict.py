@@ -279,7 +279,7 @@ def _compared(
     X: Array, mask: Array | None, W: Array, H: Array, runner: Runner
 ) -> tuple[Totals, Array]:
     width = W.shape[1]
-    data = load(X, mask, width, runner)
+    data = load(X, mask, width, runner, once=True)
     check_scale(data.totals.mean_square**0.5, data.dtype)
     # Rounded, as the kernels will have it.
     number = float(data.dtype.type(data.totals.mean))

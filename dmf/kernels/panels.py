@@ -4,7 +4,8 @@ An entry names a row of H by its column. Rows of all columns are soon more than 
 keeps in its cache, and most time then goes by waiting for them. So a block may keep its
 entries panel after panel: first those of all rows in the first columns, then those in
 the next. The entries of a row still follow each other by column, and those of a column
-by row: sums over either come out the same, bit for bit.
+by row: sums over either come out the same, bit for bit. (The loss, a sum over all
+entries, may differ in its last bit.)
 """
 
 from __future__ import annotations
@@ -31,5 +32,5 @@ def panels_for(shape: tuple[float, float], stored: float, row_bytes: float) -> i
         Bytes of a row of H, of one candidate.
     """
     panels = math.ceil(shape[1] * row_bytes / PANEL_BYTES)
-    worth = stored >= LEAST_ENTRIES * panels * shape[0]
+    worth = stored > 0 and stored >= LEAST_ENTRIES * panels * shape[0]
     return max(1, panels) if worth else 1

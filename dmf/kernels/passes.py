@@ -1,9 +1,9 @@
 """Passes over the entries of sparse blocks, compiled with Numba.
 
 `near` holds a row for each row of the block, `far` one for each of its columns; sums go
-`onto_near` or `onto_far`, whichever isn't None, and begin with what is there. Numba
-leaves out what would happen to a None. Lines are the rows of a panel, panel after
-panel, so that a row is come back to in each.
+`onto_near` or `onto_far`, whichever isn't None, on top of what is there. Numba leaves
+out what would happen to a None. A line is a row within a panel: lines follow each other
+panel after panel, so that a row is come back to in each.
 """
 
 from __future__ import annotations
@@ -142,6 +142,8 @@ def product(rows, starts, columns, values, factor, onto_near, onto_far, layout):
     last = columns.size - 1
     for line in range(starts.size - 1):
         i = line % rows
+        if starts[line] == starts[line + 1]:
+            continue
         if onto_near is not None:
             total = load(onto_near, i, layout)
         if onto_far is not None:
@@ -165,6 +167,8 @@ def residuals(rows, starts, columns, values, near, far, result, layout):
     last = columns.size - 1
     for line in range(starts.size - 1):
         i = line % rows
+        if starts[line] == starts[line + 1]:
+            continue
         here = own(load(near, i, layout), layout)
         for e in range(starts[line], starts[line + 1]):
             prefetch(far, columns[min(e + AHEAD, last)], layout)

@@ -1,4 +1,4 @@
-"""Kernels on sparse blocks: loops over the stored entries, compiled with Numba.
+"""Kernels on sparse blocks: passes over the stored entries.
 
 A stored entry is an observed one, an explicit zero too; what is not stored is missing,
 or a zero with the weight α that the block carries. One copy of the data, in compressed
@@ -68,8 +68,11 @@ class SparseBlock(Sized):
     unobserved: float = 0.0
 
     def part(self, chosen: Array | None, panels: int = 1) -> SparseBlock:
-        """Return the entries of a block in one panel that are chosen; None: all are."""
-        if panels == 1 and (chosen is None or np.all(chosen)):
+        """Return the chosen entries of a block in plain rows; None: all of them."""
+        assert len(self.starts) == self.shape[0] + 1
+        if chosen is not None and np.all(chosen):
+            chosen = None
+        if chosen is None and panels == 1:
             return self
         ends = self.shape[1] * np.arange(1, panels + 1) // panels
         found = picked(
@@ -268,8 +271,8 @@ def _each(factor: Array, *, far: bool) -> list[Array]:
     """Return the candidates of a factor, each contiguous, with rows of one vector at
     least; those whose rows are asked for in any order, `far`, begin on a cache line.
 
-    One candidate alone is rarely copied: if its rows are too short, or where it comes
-    through a socket.
+    One candidate alone is copied if its rows are too short; and if it is far and wasn't
+    made here, or came through a socket.
     """
     missing = shortest_row(factor.dtype) - factor.shape[2]
     if missing > 0:
