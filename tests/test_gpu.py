@@ -211,10 +211,9 @@ def test_rows_are_plain_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """Panels are for the cache of a processor."""
     monkeypatch.setattr(panels, "PANEL_BYTES", 100)
     monkeypatch.setattr(panels, "LEAST_ENTRIES", 0)
-    for lazy in (False, True):
-        X = PROBLEM.sparse()
-        there, here = both(sparse_chunks(X, CHUNKS) if lazy else X)
-        assert_close(there, here)
+    for X in (PROBLEM.sparse(), sparse_chunks(PROBLEM.sparse())):
+        there, here = both(X)
+        np.testing.assert_allclose(np.asarray(there.W), np.asarray(here.W), rtol=1e-3)
 
 
 def test_data_that_are_read_anew() -> None:
