@@ -517,6 +517,8 @@ def test_the_script_of_a_slurm_job() -> None:
         "#SBATCH --cpus-per-task=4",
         "#SBATCH -t 02:00:00",
         "#SBATCH --exclusive",
+        "export MALLOC_TRIM_THRESHOLD_=2147483647",
+        "export MALLOC_MMAP_THRESHOLD_=33554432",
         "module load python",
     ):
         assert line in script.splitlines()
@@ -525,6 +527,7 @@ def test_the_script_of_a_slurm_job() -> None:
 
 
 def test_the_cluster_that_kubernetes_is_asked_for() -> None:
+    from dmf.engine.cluster import KEPT_MEMORY
     from dmf.jobs.config import Kubernetes
 
     settings = Kubernetes(
@@ -547,7 +550,8 @@ def test_the_cluster_that_kubernetes_is_asked_for() -> None:
     assert (worker["replicas"], container["image"]) == (5, "registry/dmf:1")
     assert container["args"][:4] == ["dask", "worker", "--nthreads", "1"]
     assert container["resources"]["limits"] == {"cpu": "2", "memory": "4Gi"}
-    assert {"name": "A", "value": "1"} in container["env"]
+    for name, value in {**KEPT_MEMORY, "A": "1"}.items():
+        assert {"name": name, "value": value} in container["env"]
     (scheduler,) = spec["spec"]["scheduler"]["spec"]["containers"]
     limit = "DASK_DISTRIBUTED__SCHEDULER__NO_WORKERS_TIMEOUT"
     assert {"name": limit, "value": "90 s"} in scheduler["env"]
