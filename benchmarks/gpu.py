@@ -7,8 +7,7 @@ of the fixed factor, its number and, in the gradient, the value. They are set ag
 copy within the device's memory; the operations of a dense gradient against its two
 matrix products alone. Copy and products are measured in the same run. The CPU path runs
 the same fits on all threads. Whole fits are timed twice in each of two processes: the
-first one compiles.
-Without a GPU it says so, and ends.
+first one compiles. Without a GPU it says so, and ends.
 """
 
 from __future__ import annotations

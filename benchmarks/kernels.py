@@ -98,12 +98,10 @@ def report_sparse(X: Any, libraries: dict[str, Any]) -> None:
     print(f"  {'':10}{'1 thread':>10}{'2 threads':>11}{'M entries·r/s':>15}", end="")
     print("".join(f"{'/ ' + name:>16}" for name in libraries))
     rng = np.random.default_rng(0)
+    ((plain, _),) = strips_of(X, 1, 0)
     for rank in (8, 16, 18, 32, 64, 128):
         W, H = (rng.standard_normal((k, 1, rank), dtype=np.float32) for k in X.shape)
-        (one, _), *halves = (
-            strip for parts in (1, THREADS) for strip in strips_of(X, parts, 4 * rank)
-        )
-        ((plain, _),) = strips_of(X, 1, 0)
+        ((one, _),), halves = (strips_of(X, k, 4 * rank) for k in (1, THREADS))
         with ThreadPoolExecutor(THREADS) as pool:
             calls: dict[str, Callable[[], Any]] = {
                 "one": partial(round_of_kernels, one, W, H),

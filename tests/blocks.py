@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dmf.kernels import kernels_for
+from dmf.kernels import kernels_for, panels
 from dmf.observed import observe
 from tests.problems import Problem, stacked_start
 
@@ -46,6 +46,12 @@ def block_of(
     else:
         weights = None
     return observe(X, weights, dtype, unobserved=alpha).block, M
+
+
+def narrow_panels(monkeypatch: pytest.MonkeyPatch, panel_bytes: int = 100) -> None:
+    """Let panels be as narrow as a few columns of a small problem."""
+    monkeypatch.setattr(panels, "PANEL_BYTES", panel_bytes)
+    monkeypatch.setattr(panels, "LEAST_ENTRIES", 0)
 
 
 def sides(problem: Problem, axis: int, K: int) -> tuple[Any, Any]:

@@ -15,9 +15,9 @@ import pytest
 
 import dmf
 from dmf.device import Gpu, to_device, to_host
-from dmf.kernels import cuda, dense, panels, sparse
+from dmf.kernels import cuda, dense, sparse
 from dmf.offsets import COLUMNS
-from tests.blocks import MASKS, block_of
+from tests.blocks import MASKS, block_of, narrow_panels
 from tests.devices import assert_close
 from tests.problems import (
     CHUNKS,
@@ -209,8 +209,7 @@ def test_on_a_worker_that_offers_it(form: str) -> None:
 
 def test_rows_are_plain_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """Panels are for the cache of a processor."""
-    monkeypatch.setattr(panels, "PANEL_BYTES", 100)
-    monkeypatch.setattr(panels, "LEAST_ENTRIES", 0)
+    narrow_panels(monkeypatch)
     for X in (PROBLEM.sparse(), sparse_chunks(PROBLEM.sparse())):
         there, here = both(X)
         np.testing.assert_allclose(np.asarray(there.W), np.asarray(here.W), rtol=1e-3)

@@ -17,10 +17,9 @@ from dmf.engine.loading import load
 from dmf.engine.memory import bytes_of
 from dmf.engine.runner import Threads
 from dmf.engine.stream import opened
-from dmf.kernels import panels
 from dmf.kernels.panels import LEAST_ENTRIES, PANEL_BYTES, panels_for
 from dmf.observed import observe
-from tests.blocks import block_of, every_kernel
+from tests.blocks import block_of, every_kernel, narrow_panels
 from tests.problems import low_rank, sparse_chunks, stacked_start
 
 Array = Any
@@ -28,9 +27,7 @@ Array = Any
 
 @pytest.fixture
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let panels be as narrow as a few columns of a small problem."""
-    monkeypatch.setattr(panels, "PANEL_BYTES", 100)
-    monkeypatch.setattr(panels, "LEAST_ENTRIES", 0)
+    narrow_panels(monkeypatch)
 
 
 @given(
@@ -130,8 +127,7 @@ def test_a_fit_does_not_care(
     problems = [low_rank(60, 50, 3, 0.4, seed=seed) for seed in range(6)]
     options = {"max_rounds": 12, "tol": 0, **options}
     plain = [dmf.factorize(p.sparse(), 3, **options) for p in problems]
-    monkeypatch.setattr(panels, "PANEL_BYTES", 300)
-    monkeypatch.setattr(panels, "LEAST_ENTRIES", 0)
+    narrow_panels(monkeypatch, 300)
     assert all(lines > 60 for lines in lines_of(problems[0].sparse()))
     for problem, fit in zip(problems, plain, strict=True):
         cut = dmf.factorize(problem.sparse(), 3, **options)
@@ -167,8 +163,7 @@ def test_blocks_without_rows(
     bytes_of_panel: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a Dask array has them after a selection."""
-    monkeypatch.setattr(panels, "PANEL_BYTES", bytes_of_panel)
-    monkeypatch.setattr(panels, "LEAST_ENTRIES", 0)
+    narrow_panels(monkeypatch, bytes_of_panel)
     problem = low_rank(40, 30, 2, 0.5)
     fits = [
         dmf.factorize(sparse_chunks(problem.sparse(), chunks), 2, max_rounds=5, tol=0)

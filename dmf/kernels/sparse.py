@@ -68,7 +68,7 @@ class SparseBlock(Sized):
     unobserved: float = 0.0
 
     def part(self, chosen: Array | None, panels: int = 1) -> SparseBlock:
-        """Return the chosen entries of a block in plain rows; None: all of them."""
+        """Return the chosen entries (None: all) of a block in plain rows, in panels."""
         assert len(self.starts) == self.shape[0] + 1
         if chosen is not None and np.all(chosen):
             chosen = None
@@ -141,18 +141,18 @@ def curvature(
         the last axis holds the sums of (D F)², (D F)(S F) and (S F)².
     """
     rows, starts, columns, _, weights = _entries(block)
-    alpha = _alpha(block, np.dtype(np.float64))
+    entries = rows, starts, columns, weights, _alpha(block, np.dtype(np.float64))
     pairs = PAIRS[len(moves)]
     result = np.zeros((fixed.shape[1], block.shape[axis], pairs))
-    both = [_each(move, far=axis == 1) for move in (moves[0], moves[-1])]
-    for D, S, F, C in zip(*both, _each(fixed, far=axis == 0), result, strict=True):
+    first, *more = (_each(move, far=axis == 1) for move in moves)
+    second = more[0] if more else [None] * len(first)
+    fixeds = _each(fixed, far=axis == 0)
+    for D, S, F, C in zip(first, second, fixeds, result, strict=True):
         layout = layout_of(F.shape[1], F.dtype)
-        second = None if len(moves) == 1 else S
         if axis == 0:
-            factors, onto = (D, second, F, None), (C, None)
+            passes.curvature(*entries, D, S, F, None, C, None, layout)
         else:
-            factors, onto = (F, None, D, second), (None, C)
-        passes.curvature(rows, starts, columns, weights, alpha, *factors, *onto, layout)
+            passes.curvature(*entries, F, None, D, S, None, C, layout)
     return _stacked(result, pairs)
 
 
