@@ -31,8 +31,11 @@ class Terms(NamedTuple):
 
     Parameters
     ----------
-    ridge : array, shape (p, K or 1, c or 1)
-        λ of ½ λ (w − centre)².
+    strengths : array, shape (p, K or 1, 1 or 2)
+        λ of ½ λ (w − centre)²: in the factor's own columns and, if there are others, in
+        that of the offsets.
+    columns : array, shape (2, c), or None
+        1 for the columns that each of two strengths is for, 0 for the others.
     centre : array, shape (K, c), or None
         None: 0.
     lasso : array, shape (p, K or 1, c or 1), or None
@@ -43,11 +46,20 @@ class Terms(NamedTuple):
         1 for columns that move, 0 for those that never do. None: all move.
     """
 
-    ridge: Array
+    strengths: Array
+    columns: Array | None
     centre: Array | None
     lasso: Array | None
     lower: Array | None
     free: Array | None
+
+    @property
+    def ridge(self) -> Array:
+        """Return λ of each entry, shape (p, K or 1, c or 1)."""
+        if self.columns is None:
+            return self.strengths
+        own, beside = self.columns[0, ...], self.columns[1, ...]
+        return self.strengths[..., :1] * own + self.strengths[..., 1:] * beside
 
     @property
     def quadratic(self) -> bool:
@@ -69,9 +81,9 @@ class Terms(NamedTuple):
     def curvature(self, first: Array, second: Array) -> Array:
         """Return ⟨d_i, ∇²Ω s_i⟩ for each row, float64, shape (p, K)."""
         xp = array_namespace(first)
-        if self.ridge.shape[-1] == 1:
+        if self.columns is None:
             dots = row_dots(xp, first, second)
-            return xp.astype(self.ridge[..., 0], xp.float64) * dots
+            return xp.astype(self.strengths[..., 0], xp.float64) * dots
         return row_dots(xp, self.ridge * first, second)
 
     def still(self, gradient: Array) -> Array:
@@ -104,7 +116,7 @@ class Terms(NamedTuple):
     def rows(self, rows: slice) -> Terms:
         """Return the terms of some rows of the strip."""
         lasso = None if self.lasso is None else self.lasso[rows, ...]
-        return self._replace(ridge=self.ridge[rows, ...], lasso=lasso)
+        return self._replace(strengths=self.strengths[rows, ...], lasso=lasso)
 
     def _centred(self, factor: Array) -> Array:
         return factor if self.centre is None else factor - self.centre
@@ -192,7 +204,7 @@ class Side:
             return xp.astype(xp.stack(strengths, axis=1), dtype)[:, :, None]
 
         distinct = self._distinct()
-        ridge = spread([penalty.ridge(counts) for penalty in distinct])
+        strengths = spread([penalty.ridge(counts) for penalty in distinct])
         lasso = None
         thresholds = [penalty.lasso(counts) for penalty in distinct]
         if any(one is not None for one in thresholds):
@@ -205,18 +217,21 @@ class Side:
                 if penalty.nonnegative:
                     bounds[k, : self.rank] = 0
             lower = xp.asarray(bounds, dtype=dtype)
-        middle = free = None
+        columns = middle = free = None
         if self.roles:
-            offset = xp.astype(self._offset_strengths(xp, counts), dtype)
-            ridge = self._beside(xp, ridge, offset)
+            offset = spread([self._offset_strengths(xp, counts)])
+            offset = xp.broadcast_to(offset, strengths.shape)
+            strengths = xp.concat([strengths, offset], axis=2)
+            own = [1.0] * self.rank + [0.0] * len(self.roles)
+            beside = [0.0] * self.rank + [float(r == "offset") for r in self.roles]
+            columns = xp.asarray([own, beside], dtype=dtype)
+            free = xp.sum(columns, axis=0)
             if lasso is not None:
-                lasso = self._beside(xp, lasso, xp.zeros_like(offset))
-            moving = [1.0] * self.rank + [float(r == "offset") for r in self.roles]
-            free = xp.asarray(moving, dtype=dtype)
+                lasso = lasso * columns[0, ...]
             if self.offset is not None:
-                one_hot = xp.asarray(np.eye(self.width)[self.offset])
-                middle = xp.astype(centre[:, None] * one_hot, dtype)
-        return Terms(ridge, middle, lasso, lower, free)
+                wide = xp.astype(columns[1, ...], xp.float64)
+                middle = xp.astype(centre[:, None] * wide, dtype)
+        return Terms(strengths, columns, middle, lasso, lower, free)
 
     def level(self, factor: Array, counts: Array) -> tuple[Array, Array]:
         """Return sums of weight and offset: their quotient is the next centre."""
@@ -244,15 +259,6 @@ class Side:
         # Where nothing is observed, the offset is the centre, at no cost.
         seen = xp.astype(counts > 0, xp.float64)
         return self.unit**2 * self.offset_penalty.ridge(counts) * seen
-
-    def _beside(self, xp: Any, strengths: Array, offset: Array) -> Array:
-        """Return strengths for the factor's columns and for those beside them."""
-        p, K, _ = strengths.shape
-        parts = [xp.broadcast_to(strengths, (p, K, self.rank))]
-        for role in self.roles:
-            column = offset if role == "offset" else xp.zeros_like(offset)
-            parts.append(xp.broadcast_to(column[:, None, None], (p, K, 1)))
-        return xp.concat(parts, axis=2)
 
 
 @dataclass(frozen=True)

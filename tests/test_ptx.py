@@ -44,6 +44,7 @@ def signatures(number: Any, weighted: bool, alpha: bool, moves: int) -> dict[str
     second = factor if moves == 2 else none
     totals = array(float64, 3)
     centre, tile = array(number, 2), array(number, 2)
+    columns = array(number, 2) if alpha else none
     mask = array(uint8, 2) if weighted else none
     return {
         "gradient": (
@@ -58,14 +59,14 @@ def signatures(number: Any, weighted: bool, alpha: bool, moves: int) -> dict[str
         "gram": (*head, number if alpha else none, array(number, 4)),
         "errors": (*head, none, factor, totals),
         "directions": (
-            *(factor, factor, none, second, factor, centre, array(number, 1)),
+            *(factor, factor, none, second, factor, columns, centre, array(number, 1)),
             *(factor, second, totals, totals),
         ),
         "residual": (tile, tile, mask, array(float64, 2)),
         "row_curvature": (tile, tile if moves == 2 else none, mask, totals),
         "column_curvature": (tile, tile if moves == 2 else none, mask, totals),
         "advance": (
-            *(factor, factor, second, totals, factor, centre, int64),
+            *(factor, factor, second, totals, factor, columns, centre, int64),
             *(factor, factor, totals),
         ),
     }

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 import dmf
 from benchmarks.common import power_law
 from dmf.init import random_strip, scale_for
+from dmf.kernels.strips import divided_by
 from dmf.objective import Side
 from dmf.offsets import COLUMNS
 from dmf.penalties import Lasso
-from dmf.solvers.descent import scaled_descent
+from dmf.solvers.descent import metric_of
 from tests.problems import MONOTONE, SOLVERS, low_rank, objective, objective_of
 
 PENALTIES = [
@@ -391,15 +392,8 @@ def test_scaled_gradients_are_newton_steps_of_average_rows(
     live[:, 3:] = [role == "offset" for role in roles]
     gradient[:, 1, 2] = moving[:, 1, 2] = F[1, :, 2] = 0
     gram = np.swapaxes(F, 1, 2) @ F
-    found = scaled_descent(
-        (gradient, np.zeros(2)),
-        moving,
-        terms,
-        counts,
-        gram,
-        fixed_rows=q,
-        unobserved=unobserved,
-    )
+    metric = metric_of(moving, terms, counts, gram, fixed_rows=q, unobserved=unobserved)
+    found = divided_by(-terms.still(gradient + terms.gradient(moving)), metric)
     for i in range(7):
         weight = counts[i] + unobserved * (q - counts[i])
         strength = 0.2 * (counts[i] if by_count else 1.0)

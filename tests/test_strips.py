@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import dmf
 from dmf.kernels import strips
+from dmf.kernels.strips import Metric
 from dmf.kernels.vectors import layout_of, shortest_row
 from dmf.objective import Side
 from dmf.offsets import COLUMNS
@@ -47,6 +48,17 @@ def strips_of(draw: Any, dtype: Any) -> tuple[Array, ...]:
     return side, gradient, moving, last, counts
 
 
+def metric_of(like: Array, seed: int) -> Metric:
+    """Return a metric, in which a candidate's last column doesn't curve."""
+    rng = np.random.default_rng(seed)
+    p, K, c = like.shape
+    vectors, _ = np.linalg.qr(rng.standard_normal((K, c, c)))
+    values, weight, ridge = rng.random((K, c)), rng.random(p), rng.random((p, K))
+    values[0, -1] = weight[0] = ridge[0] = 0
+    parts = (vectors, values, weight, ridge)
+    return Metric(*(part.astype(like.dtype) for part in parts), 0.03)
+
+
 def agree(found: Any, expected: Any, dtype: Any) -> None:
     epsilon = 200 * float(np.finfo(dtype).eps)
     for name, a, b in zip(expected._fields, found, expected, strict=True):
@@ -65,17 +77,17 @@ def agree(found: Any, expected: Any, dtype: Any) -> None:
     data=st.data(),
     moves=st.sampled_from([1, 2]),
     first=st.booleans(),
-    given_first=st.booleans(),
+    scaled=st.booleans(),
 )
 def test_compiled_strips_follow_the_formulas(
-    dtype: Any, data: Any, moves: int, first: bool, given_first: bool
+    dtype: Any, data: Any, moves: int, first: bool, scaled: bool
 ) -> None:
     side, gradient, moving, last, counts = data.draw(strips_of(dtype))
     K = moving.shape[1]
     terms = side.terms(moving, counts, np.linspace(-1, 1, K))
     arguments = (gradient, moving, None if first else last, terms)
-    if given_first:
-        arguments = (*arguments, np.roll(gradient, 1, axis=0))
+    if scaled:
+        arguments = (*arguments, metric_of(moving, data.draw(st.integers(0, 99))))
     found = strips.directions(*arguments, moves=moves)
     slope = terms.still(gradient + terms.gradient(moving)).astype(float)
     np.testing.assert_allclose(found.gradient, np.sum(slope**2, axis=(0, 2)), rtol=1e-4)
@@ -162,7 +174,9 @@ def test_lengths_and_changes_follow_the_formulas(
     curvature = curvature[..., :pairs]
     lengths = rng.standard_normal((p, K, moves))
     if moves == 2:
-        lengths = strips.plane_lengths(slopes, curvature, 1e-9)
+        # What adds up to them: of the loss, and of the penalty.
+        parts = [(0.25 * whole, 0.75 * whole) for whole in (slopes, curvature)]
+        lengths = strips.plane_lengths(*parts, 1e-9)
         plain = strips.plane_minimum(
             tuple(np.moveaxis(slopes, -1, 0)),
             tuple(np.moveaxis(curvature, -1, 0)),

@@ -9,6 +9,7 @@ tasks are few and fat, which is what a scheduler wants, and solvers need not car
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -155,10 +156,11 @@ class Lowering:
             for j in ((None,) if self._sums_blocks(op) else turns(value))
         )
         slots: Slots = {argument: k for k, argument in enumerate(arguments)}
+        uses = Counter(value.number for op in stage for value in op.operands)
         steps = []
         for op in stage:
             for j in turns(op.result):
-                steps.append(self._step(op, slots, own, j))
+                steps.append(self._step(op, slots, own, uses, j))
                 slots[Argument(op.result.number), j] = len(slots)
         results = [number for number in own if number in later]
         returned = tuple(slots[Argument(number), None] for number in results)
@@ -228,11 +230,14 @@ class Lowering:
         op: Operation,
         slots: Slots,
         own: list[int],
+        uses: Counter[int],
         block: int | None,
     ) -> tuple[Callable[..., Any], tuple[tuple[int, Path], ...]]:
         """Return an operation as a step of its stage: a function of slots.
 
-        `block` is the one of its strip that it works on, where the stage has several.
+        `own` are the values that the stage makes, and `uses` how often it asks for each
+        value. `block` is the one of its strip that the operation works on, where the
+        stage has several.
         """
 
         def slot(argument: Argument, value: Value) -> int:
@@ -243,7 +248,8 @@ class Lowering:
             if value.number in own:
                 argument = Argument(value.number)
                 each = [(argument, j) for j in range(self._blocks)]
-                summed = partial(sum_of, fan_in=self._fan_in)
+                once = uses[value.number] == 1
+                summed = partial(sum_of, fan_in=self._fan_in, own=once)
                 return summed, tuple((slots[one], value.path) for one in each)
             argument = self._argument(op, value)
             # Parts and trees, at their lowest level, have followed the path already.

@@ -93,12 +93,16 @@ def _grouped(
         yield kind, stage, asked | {v.number for op in after for v in op.operands}
 
 
-def sum_of(*parts: Any, fan_in: int) -> Any:
-    """Return the sum over the blocks of a strip, in the order of a tree of tasks."""
+def sum_of(*parts: Any, fan_in: int, own: bool) -> Any:
+    """Return the sum over the blocks of a strip, in the order of a tree of tasks.
+
+    The parts are `own` if nothing else wants them.
+    """
     left = list(parts)
     while len(left) > fan_in:
-        left = [add_up(left[k : k + fan_in]) for k in range(0, len(left), fan_in)]
-    return add_up(left)
+        groups = [left[k : k + fan_in] for k in range(0, len(left), fan_in)]
+        left = [add_up(group, own=own) for group in groups]
+    return add_up(left, own=own)
 
 
 def alone(value: Any) -> Any:

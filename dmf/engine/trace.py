@@ -133,17 +133,20 @@ class HalfTrace(Trace):
         self.centre = self.input("all")
 
 
-def add_up(parts: list[Any], path: Path = ()) -> Any:
-    """Add partial sums: arrays, numbers, or (named) tuples of them, item by item."""
+def add_up(parts: list[Any], path: Path = (), *, own: bool = False) -> Any:
+    """Add partial sums: arrays, numbers, or (named) tuples of them, item by item.
+
+    If they are the caller's `own`, the first is lost: the others are added to it.
+    """
     parts = [follow(part, path) for part in parts]
     first = parts[0]
     if isinstance(first, tuple):
-        sums = [add_up(list(items)) for items in zip(*parts, strict=True)]
+        sums = [add_up(list(items), own=own) for items in zip(*parts, strict=True)]
         return type(first)(*sums) if hasattr(first, "_fields") else tuple(sums)
     total = first
     for k, part in enumerate(parts[1:]):
         # The first sum is a new object, so the others may be added in place.
-        total = total + part if k == 0 else _add_in_place(total, part)
+        total = total + part if k == 0 and not own else _add_in_place(total, part)
     return total
 
 

@@ -24,7 +24,7 @@ from dmf.kernels.lanes import (
     this_warp,
     tools_of,
 )
-from dmf.kernels.strips import PAIRS, Advanced, Directions
+from dmf.kernels.strips import PAIRS, Advanced, Directions, Metric, divided_by
 
 Array = Any
 Terms = Any  # dmf.objective.Terms
@@ -42,13 +42,17 @@ def directions(
     moving: Array,
     last: Array | None,
     terms: Terms,
-    first: Array | None = None,
+    metric: Metric | None = None,
     *,
     moves: int,
 ) -> Directions:
     """Return the directions of a strip: see `dmf.kernels.strips.directions`."""
     xp = array_namespace(moving)
     p, K, _ = moving.shape
+    first = None
+    if metric is not None:
+        slope = terms.still(gradient + terms.gradient(moving))
+        first = divided_by(-slope, metric)
     if moves == 2 and last is None:
         last = xp.zeros_like(moving)
     units = [xp.empty(moving.shape, dtype=moving.dtype) for _ in range(moves)]
@@ -60,7 +64,8 @@ def directions(
         gradient,
         first,
         last if moves == 2 else None,
-        terms.ridge,
+        terms.strengths,
+        terms.columns,
         terms.centre,
         terms.free,
         units[0],
@@ -95,7 +100,8 @@ def advance(
         units[0],
         units[1] if len(units) == 2 else None,
         strides,
-        terms.ridge,
+        terms.strengths,
+        terms.columns,
         terms.centre,
         rank,
         factor,
@@ -136,9 +142,13 @@ def kernels_of(layout: Layout, dtype: np.dtype[Any]) -> Kernels:
                 rows[i, k, c] = row[t] / number(length) if length > 0 else row[t]
 
     @inlined
-    def strength(ridge, i, k, c):
+    def strength(strengths, columns, i, k, c):
         """Return λ, whether it is one number for all columns and candidates or not."""
-        return ridge[i, min(k, ridge.shape[1] - 1), min(c, ridge.shape[2] - 1)]
+        k = min(k, strengths.shape[1] - 1)
+        if columns is None:
+            return strengths[i, k, 0]
+        c = min(c, columns.shape[1] - 1)
+        return strengths[i, k, 0] * columns[0, c] + strengths[i, k, 1] * columns[1, c]
 
     @inlined
     def subtract(centre, k, lane, row):
@@ -153,7 +163,8 @@ def kernels_of(layout: Layout, dtype: np.dtype[Any]) -> Kernels:
         gradient,
         first,
         last,
-        ridge,
+        strengths,
+        columns,
         centre,
         free,
         unit,
@@ -183,7 +194,7 @@ def kernels_of(layout: Layout, dtype: np.dtype[Any]) -> Kernels:
         for c in range(count):
             total[c] = 0.0
         for t in range(steps):
-            weight = strength(ridge, i, k, lane + t * team)
+            weight = strength(strengths, columns, i, k, lane + t * team)
             pull = weight * away[t]
             down = -(slope[t] + pull)
             if free is not None:
@@ -208,26 +219,29 @@ def kernels_of(layout: Layout, dtype: np.dtype[Any]) -> Kernels:
         if row >= moving.shape[0]:
             return
         norm = math.sqrt(total[2])
+        per_unit = 1.0 / norm if norm > 0 else 0.0
         store(unit, i, k, lane, move, norm)
         if last is not None:
             size = math.sqrt(total[6])
+            per_unit_too = 1.0 / size if size > 0 else 0.0
             store(unit_too, i, k, lane, other, size)
         if lane == 0:
             sums[0, k, i] = 0.5 * total[0]
             sums[1, k, i] = total[1]
             numbers[0, i, k] = norm
             if last is None:
-                for c in range(3):
-                    numbers[1 + c, i, k] = total[3 + c]
+                numbers[1, i, k] = total[3] * per_unit
+                numbers[2, i, k] = total[4] * per_unit
+                numbers[3, i, k] = total[5] * per_unit * per_unit
             else:
                 numbers[1, i, k] = size
-                numbers[2, i, k] = total[3]
-                numbers[3, i, k] = total[7]
-                numbers[4, i, k] = total[4]
-                numbers[5, i, k] = total[8]
-                numbers[6, i, k] = total[5]
-                numbers[7, i, k] = total[9]
-                numbers[8, i, k] = total[10]
+                numbers[2, i, k] = total[3] * per_unit
+                numbers[3, i, k] = total[7] * per_unit_too
+                numbers[4, i, k] = total[4] * per_unit
+                numbers[5, i, k] = total[8] * per_unit_too
+                numbers[6, i, k] = total[5] * per_unit * per_unit
+                numbers[7, i, k] = total[9] * per_unit * per_unit_too
+                numbers[8, i, k] = total[10] * per_unit_too * per_unit_too
 
     @jit
     def advance(
@@ -235,7 +249,8 @@ def kernels_of(layout: Layout, dtype: np.dtype[Any]) -> Kernels:
         unit,
         unit_too,
         strides,
-        ridge,
+        strengths,
+        columns,
         centre,
         rank,
         factor,
@@ -274,7 +289,7 @@ def kernels_of(layout: Layout, dtype: np.dtype[Any]) -> Kernels:
         if centre is not None:
             subtract(centre, k, lane, there)
         for t in range(steps):
-            pull = strength(ridge, i, k, lane + t * team) * there[t]
+            pull = strength(strengths, columns, i, k, lane + t * team) * there[t]
             total[0] += 0.5 * numba.float64(pull) * numba.float64(there[t])
         gather(total, 4)
         if row < moving.shape[0] and lane == 0:

@@ -13,9 +13,11 @@ from numba import njit
 from numpy.typing import NDArray
 
 from dmf.kernels import strips
-from dmf.kernels.strips import PAIRS, Advanced, Directions
+from dmf.kernels.strips import PAIRS, Advanced, Directions, Metric
 from dmf.kernels.vectors import (
+    at_least,
     blank,
+    blank_where,
     compiled,
     divided,
     dot,
@@ -43,7 +45,7 @@ def directions(
     moving: Array,
     last: Array | None,
     terms: Terms,
-    first: Array | None = None,
+    metric: Metric | None = None,
     *,
     moves: int,
 ) -> Directions:
@@ -51,7 +53,7 @@ def directions(
     p, K, width = moving.shape
     if width < shortest_row(moving.dtype):
         return strips.plain_directions(
-            gradient, moving, last, terms, first, moves=moves
+            gradient, moving, last, terms, metric, moves=moves
         )
     if moves == 2 and last is None:
         last = np.zeros_like(moving)
@@ -62,9 +64,9 @@ def directions(
     _directions(
         _flat(gradient),
         _flat(moving),
-        None if first is None else _flat(first),
+        None if metric is None else _by_loops(metric),
         None if last is None or moves == 1 else _flat(last),
-        *_of_terms(terms),
+        *_of_terms(terms, width),
         layout_of(width, moving.dtype),
         units[0].reshape(p * K, width),
         None if moves == 1 else units[1].reshape(p * K, width),
@@ -91,13 +93,14 @@ def advance(
     factor, move = (in_lines(np.empty, moving.shape, moving.dtype) for _ in range(2))
     sums = np.zeros((4, K))
     proper = (np.arange(width) < rank).astype(moving.dtype)
-    ridge, centre, _ = _of_terms(terms)
+    strengths, columns, centre, _ = _of_terms(terms, width)
     _advance(
         _flat(moving),
         _flat(units[0]),
         None if len(units) == 1 else _flat(units[1]),
         frozen(np.moveaxis(strides, -1, 0)).reshape(len(units), p * K),
-        ridge,
+        strengths,
+        columns,
         centre,
         frozen(proper[None]),
         layout_of(width, moving.dtype),
@@ -108,10 +111,12 @@ def advance(
     return Advanced(factor, move, *sums)
 
 
-def plane_lengths(slopes: Array, curvature: Array, tolerance: float) -> Array:
+def plane_lengths(
+    slopes: tuple[Array, Array], curvatures: tuple[Array, Array], tolerance: float
+) -> Array:
     """Return the lengths of each row: see `dmf.kernels.strips.plane_lengths`."""
-    lengths = np.empty((2, *slopes.shape[:2]))
-    _plane_lengths(slopes, curvature, tolerance, lengths)
+    lengths = np.empty((2, *slopes[0].shape[:2]))
+    _plane_lengths(*slopes, *curvatures, tolerance, lengths)
     return np.moveaxis(lengths, 0, -1)
 
 
@@ -128,19 +133,37 @@ def _flat(strip: Array) -> Array:
     return frozen(strip).reshape(p * K, width)
 
 
-def _of_terms(terms: Terms) -> tuple[Array, Array | None, Array | None]:
+def _by_loops(metric: Metric) -> tuple[Any, ...]:
+    """Return a metric as loops work with it: for vectors Vᵀ too, as V, row by row."""
+    vectors, values, weight, ridge, least = metric
+    back = np.swapaxes(vectors, 1, 2)
+    vectors, back = (
+        frozen(part).reshape(-1, part.shape[2]) for part in (vectors, back)
+    )
+    parts = (vectors, back, values, weight, ridge)
+    return (*(frozen(part) for part in parts), values.dtype.type(least))
+
+
+def _of_terms(
+    terms: Terms, width: int
+) -> tuple[Array, Array, Array | None, Array | None]:
+    columns = terms.columns
+    if columns is None:
+        columns = np.zeros((2, width), terms.strengths.dtype)
+        columns[0] = 1
     centre = None if terms.centre is None else frozen(terms.centre)
     free = None if terms.free is None else frozen(terms.free[None])
-    return frozen(terms.ridge), centre, free
+    return frozen(terms.strengths), frozen(columns), centre, free
 
 
 @compiled
 def _directions(
     gradient,
     moving,
-    first,
+    metric,
     last,
-    ridge,
+    strengths,
+    columns,
     centre,
     free,
     layout,
@@ -150,6 +173,7 @@ def _directions(
     penalty,
     square,
 ):
+    turned = np.empty((1, moving.shape[1]), moving.dtype)
     for row in range(moving.shape[0]):
         i, k = divmod(row, penalty.size)
         here = load(moving, row, layout)
@@ -157,38 +181,42 @@ def _directions(
         away = here
         if centre is not None:
             away = minus(here, load(centre, k, layout))
-        pull = _weighed(ridge, i, k, away, layout)
+        strength = _strength(strengths, columns, i, k, layout)
+        pull = times(away, strength)
         penalty[k] += 0.5 * np.float64(dot(own(pull, layout), away))
         down = minus(blank(here), plus(slope, pull))
         if free is not None:
             down = times(down, load(free, 0, layout))
         norm, ahead = _unit(down, layout)
         square[k] += norm * norm
-        if first is not None:
-            norm, ahead = _unit(load(first, row, layout), layout)
+        if metric is not None:
+            size, ahead = _unit(
+                _divided_by(ahead, metric, i, k, layout, turned), layout
+            )
+            norm *= size
         down = ahead
         store(unit, row, layout, down)
-        curved = _weighed(ridge, i, k, down, layout)
+        curved = times(down, strength)
         down = own(down, layout)
         if last is None:
             numbers[0, row] = norm
-            numbers[1, row] = norm * np.float64(dot(down, slope))
-            numbers[2, row] = norm * np.float64(dot(down, pull))
-            numbers[3, row] = norm * norm * np.float64(dot(down, curved))
+            numbers[1, row] = np.float64(dot(down, slope))
+            numbers[2, row] = np.float64(dot(down, pull))
+            numbers[3, row] = np.float64(dot(down, curved))
         if last is not None:
             size, move = _unit(load(last, row, layout), layout)
             store(unit_too, row, layout, move)
-            curved_too = _weighed(ridge, i, k, move, layout)
+            curved_too = times(move, strength)
             move = own(move, layout)
             numbers[0, row] = norm
             numbers[1, row] = size
-            numbers[2, row] = norm * np.float64(dot(down, slope))
-            numbers[3, row] = size * np.float64(dot(move, slope))
-            numbers[4, row] = norm * np.float64(dot(down, pull))
-            numbers[5, row] = size * np.float64(dot(move, pull))
-            numbers[6, row] = norm * norm * np.float64(dot(down, curved))
-            numbers[7, row] = norm * size * np.float64(dot(down, curved_too))
-            numbers[8, row] = size * size * np.float64(dot(move, curved_too))
+            numbers[2, row] = np.float64(dot(down, slope))
+            numbers[3, row] = np.float64(dot(move, slope))
+            numbers[4, row] = np.float64(dot(down, pull))
+            numbers[5, row] = np.float64(dot(move, pull))
+            numbers[6, row] = np.float64(dot(down, curved))
+            numbers[7, row] = np.float64(dot(down, curved_too))
+            numbers[8, row] = np.float64(dot(move, curved_too))
 
 
 @compiled
@@ -197,7 +225,8 @@ def _advance(
     unit,
     unit_too,
     strides,
-    ridge,
+    strengths,
+    columns,
     centre,
     proper,
     layout,
@@ -206,7 +235,7 @@ def _advance(
     sums,
 ):
     number = moving.dtype.type
-    columns = own(load(proper, 0, layout), layout)
+    factors_own = own(load(proper, 0, layout), layout)
     for row in range(moving.shape[0]):
         i, k = divmod(row, sums.shape[1])
         step = times(load(unit, row, layout), number(strides[0, row]))
@@ -219,20 +248,23 @@ def _advance(
         away = there
         if centre is not None:
             away = minus(there, load(centre, k, layout))
-        pull = own(_weighed(ridge, i, k, away, layout), layout)
+        strength = _strength(strengths, columns, i, k, layout)
+        pull = own(times(away, strength), layout)
         sums[0, k] += 0.5 * np.float64(dot(pull, away))
-        sums[1, k] += np.float64(dot(times(step, columns), step))
-        sums[2, k] += np.float64(dot(times(there, columns), there))
-        sums[3, k] += np.float64(dot(columns, zeros_in(there)))
+        sums[1, k] += np.float64(dot(times(step, factors_own), step))
+        sums[2, k] += np.float64(dot(times(there, factors_own), there))
+        sums[3, k] += np.float64(dot(factors_own, zeros_in(there)))
 
 
 @compiled
-def _plane_lengths(slopes, curvature, tolerance, lengths):
+def _plane_lengths(slopes, pulls, curvature, curvature_too, tolerance, lengths):
     for i in range(slopes.shape[0]):
         for k in range(slopes.shape[1]):
-            b1, b2 = slopes[i, k, 0], slopes[i, k, 1]
-            c11, c12 = curvature[i, k, 0], curvature[i, k, 1]
-            c22 = curvature[i, k, 2]
+            b1 = slopes[i, k, 0] + pulls[i, k, 0]
+            b2 = slopes[i, k, 1] + pulls[i, k, 1]
+            c11 = curvature[i, k, 0] + curvature_too[i, k, 0]
+            c12 = curvature[i, k, 1] + curvature_too[i, k, 1]
+            c22 = curvature[i, k, 2] + curvature_too[i, k, 2]
             determinant = c11 * c22 - c12 * c12
             if determinant > tolerance * c11 * c22:
                 lengths[0, i, k] = (c12 * b2 - c22 * b1) / determinant
@@ -257,22 +289,44 @@ def _change_along(slopes, curvature, lengths, change):
 
 
 @compiled
-def _weighed(ridge, i, k, row, layout):
-    """Return λ * row, whether λ is one number for all columns and candidates or not."""
-    if ridge.shape[1] == 1:
+def _strength(strengths, columns, i, k, layout):
+    """Return λ of each number of a row."""
+    if strengths.shape[1] == 1:
         k = 0
-    if ridge.shape[2] == 1:
-        return times(row, ridge[i, k, 0])
-    return times(row, load(ridge[i], k, layout))
+    # No branch: rows that depend on one don't stay in registers.
+    last = strengths[i, k, strengths.shape[2] - 1]
+    factors = times(load(columns, 0, layout), strengths[i, k, 0])
+    return plus_scaled(factors, last, load(columns, 1, layout))
+
+
+@compiled
+def _divided_by(row, metric, i, k, layout, turned):
+    """Return what `dmf.kernels.strips.divided_by` does; `turned` is room for a row."""
+    vectors, back, values, weight, ridge, least = metric
+    lowest = least * (weight[i] + ridge[i, k])
+    curvature = plus(times(load(values, k, layout), weight[i]), ridge[i, k])
+    curvature = at_least(curvature, lowest if lowest > 0 else turned.dtype.type(1))
+    result = divided(_through(row, vectors, k, layout, turned), curvature)
+    return blank_where(_through(result, back, k, layout, turned), row)
+
+
+@compiled
+def _through(row, matrix, k, layout, turned):
+    """Return the row times a matrix."""
+    # A number that stands in memory is spread over a vector as it is loaded.
+    store(turned, 0, layout, row)
+    total = blank(row)
+    size = matrix.shape[1]
+    for s in range(size):
+        total = plus_scaled(total, turned[0, s], load(matrix, k * size + s, layout))
+    return total
 
 
 @compiled
 def _unit(row, layout):
     """Return the length of a row, and the row divided by it."""
     length = np.sqrt(wide_dot(own(row, layout), row))
-    if length > 0:
-        row = divided(row, length)
-    return length, row
+    return length, divided(row, length if length > 0 else 1.0)
 
 
 @njit(nogil=True, cache=True)

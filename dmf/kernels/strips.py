@@ -22,17 +22,30 @@ Terms = Any  # dmf.objective.Terms
 PAIRS = {1: 1, 2: 3}
 
 
+class Metric(NamedTuple):
+    """The curvature by which the gradients of rows are divided: w_i A + λ_i for row i.
+
+    A is the same for all rows, in units of its largest eigenvalue, and so is λ_i.
+    """
+
+    vectors: Array  # (K, c, c): the eigenvectors of A, in columns
+    values: Array  # (K, c): its eigenvalues
+    weight: Array  # (p,): w
+    ridge: Array  # (p, K): λ
+    least: float  # share of w + λ below which a curvature is taken for rounding
+
+
 class Directions(NamedTuple):
     """Where the rows of a strip may go, and how the objective begins to change there.
 
-    The moves are the first one, −g unless another is given, and, for a plane, the
-    previous move s, each row scaled to length one: however large or small the gradients
-    are, kernels see numbers near one. `norms` holds the lengths that were divided out.
+    The moves are −g, or −g divided by a metric, and, for a plane, the previous move s,
+    each row scaled to length one: however large or small the gradients are, kernels see
+    numbers near one. `norms` holds the lengths that were divided out.
     """
 
     units: tuple[Array, ...]  # k arrays (p, K, c)
     norms: Array  # (p, K, k), float64
-    loss_slopes: Array  # (p, K, k): derivatives of the loss along the moves
+    loss_slopes: Array  # (p, K, k): derivatives of the loss along the units
     penalty_slopes: Array  # (p, K, k)
     penalty_curvature: Array  # (p, K, k(k+1)/2)
     penalty: Array  # (K,): of the rows as they are
@@ -55,7 +68,7 @@ def directions(
     moving: Array,
     last: Array | None,
     terms: Terms,
-    first: Array | None = None,
+    metric: Metric | None = None,
     *,
     moves: int,
 ) -> Directions:
@@ -70,13 +83,13 @@ def directions(
         The previous move; None in the first round.
     terms : Terms
         The penalty, a quadratic one.
-    first : array, shape (p, K, c), optional
-        Where to go first, if not along −g.
+    metric : Metric, optional
+        What −g is divided by.
     moves : {1, 2}
     """
     compiled = _compiled_for(array_namespace(moving))
     find = plain_directions if compiled is None else compiled.directions
-    return find(gradient, moving, last, terms, first, moves=moves)
+    return find(gradient, moving, last, terms, metric, moves=moves)
 
 
 def _compiled_for(xp: Any) -> Any:
@@ -97,7 +110,7 @@ def plain_directions(
     moving: Array,
     last: Array | None,
     terms: Terms,
-    first: Array | None = None,
+    metric: Metric | None = None,
     *,
     moves: int,
 ) -> Directions:
@@ -108,28 +121,44 @@ def plain_directions(
     slope = terms.still(gradient + pull)
     # In float64: the squares of tiny or huge entries would leave float32.
     wide = xp.astype(slope, xp.float64)
-    candidates = [-slope if first is None else first, last][:moves]
+    first = -slope if metric is None else divided_by(-slope, metric)
+    candidates = [first, last][:moves]
     units, norms = zip(*(unit_rows(xp, move) for move in candidates), strict=True)
     pairs = [(a, b) for k, a in enumerate(units) for b in units[k:]]
-    lengths = [(a, b) for k, a in enumerate(norms) for b in norms[k:]]
 
     def slopes(rows: Array) -> Array:
-        along = [n * row_dots(xp, rows, u) for u, n in zip(units, norms, strict=True)]
-        return xp.stack(along, axis=-1)
+        return xp.stack([row_dots(xp, rows, unit) for unit in units], axis=-1)
 
-    curvature = [
-        m * n * terms.curvature(a, b)
-        for (a, b), (m, n) in zip(pairs, lengths, strict=True)
-    ]
     return Directions(
         units,
         xp.stack(norms, axis=-1),
         slopes(gradient),
         slopes(pull),
-        xp.stack(curvature, axis=-1),
+        xp.stack([terms.curvature(a, b) for a, b in pairs], axis=-1),
         terms.value(moving),
         xp.sum(row_dots(xp, wide, wide), axis=0),
     )
+
+
+def divided_by(rows: Array, metric: Metric) -> Array:
+    """Return the rows of a strip divided by a metric."""
+    xp = array_namespace(rows)
+    vectors, values = metric.vectors, metric.values
+    weight, ridge = metric.weight[:, None, None], metric.ridge[..., None]
+    # Where next to nothing curves, the slope is rounding: it shall not grow.
+    least = metric.least * (weight + ridge)
+    least = xp.where(least > 0, least, xp.ones_like(least))
+    curvature = xp.maximum(weight * values + ridge, least)
+    result = through(through(rows, vectors) / curvature, xp.matrix_transpose(vectors))
+    # Columns that never move, and those beyond a candidate's rank, have no slope.
+    return xp.where(rows == 0, xp.zeros_like(result), result)
+
+
+def through(strip: Array, matrix: Array) -> Array:
+    """Return F A of each candidate for a strip F, shape (p, K, c)."""
+    xp = array_namespace(strip)
+    turned = xp.permute_dims(strip, (1, 0, 2)) @ xp.astype(matrix, strip.dtype)
+    return xp.permute_dims(turned, (1, 0, 2))
 
 
 def advance(
@@ -162,13 +191,16 @@ def plain_advance(
     return Advanced(factor, move, terms.value(factor), *sizes(factor, move, rank))
 
 
-def plane_lengths(slopes: Array, curvature: Array, tolerance: float) -> Array:
+def plane_lengths(
+    slopes: tuple[Array, Array], curvatures: tuple[Array, Array], tolerance: float
+) -> Array:
     """Return the lengths along two moves to the minimum of their plane.
 
     Parameters
     ----------
-    slopes : array of float64, shape (..., 2)
-    curvature : array of float64, shape (..., 3)
+    slopes : two arrays of float64, shape (..., 2)
+        Of the loss and of the penalty.
+    curvatures : two arrays of float64, shape (..., 3)
     tolerance : float
         A system whose determinant is below this share is degenerate: then the first
         move is followed alone.
@@ -177,14 +209,14 @@ def plane_lengths(slopes: Array, curvature: Array, tolerance: float) -> Array:
     -------
     array of float64, shape (..., 2)
     """
-    xp = array_namespace(slopes)
-    if is_numpy_namespace(xp) and slopes.ndim == 3:
+    xp = array_namespace(slopes[0])
+    if is_numpy_namespace(xp) and slopes[0].ndim == 3:
         from dmf.kernels import rows
 
-        return rows.plane_lengths(slopes, curvature, tolerance)
-    b1, b2 = slopes[..., 0], slopes[..., 1]
-    c11, c12, c22 = (curvature[..., k] for k in range(3))
-    return xp.stack(plane_minimum((b1, b2), (c11, c12, c22), tolerance), axis=-1)
+        return rows.plane_lengths(slopes, curvatures, tolerance)
+    b, c = slopes[0] + slopes[1], curvatures[0] + curvatures[1]
+    pairs = (b[..., 0], b[..., 1]), (c[..., 0], c[..., 1], c[..., 2])
+    return xp.stack(plane_minimum(*pairs, tolerance), axis=-1)
 
 
 def plane_minimum(

@@ -267,7 +267,7 @@ def wide_dot(typing, a, b):
 
     def generate(context, builder, signature, arguments):
         wide = [
-            [_widened(builder, part) for part in parts]
+            [half for part in parts for half in _widened(builder, part)]
             for parts in _parts_of(builder, arguments)
         ]
         return _dot(builder, *wide)
@@ -289,6 +289,36 @@ def zeros_in(typing, row):
         return context.make_tuple(builder, row, found)
 
     return row(row), generate
+
+
+@intrinsic
+def blank_where(typing, row, other):
+    """Return a row with 0 where another one is exactly 0."""
+
+    def generate(context, builder, signature, arguments):
+        found = []
+        for part, where in zip(*_parts_of(builder, arguments), strict=True):
+            nothing = ir.Constant(part.type, None)
+            is_zero = builder.fcmp_ordered("==", where, nothing)
+            found.append(builder.select(is_zero, nothing, part))
+        return context.make_tuple(builder, row, found)
+
+    return row(row, other), generate
+
+
+@intrinsic
+def at_least(typing, row, number):
+    """Return a row with the number where it is lower."""
+
+    def generate(context, builder, signature, arguments):
+        found = []
+        for part in cgutils.unpack_tuple(builder, arguments[0]):
+            least = spread(builder, arguments[1], part.type)
+            higher = builder.fcmp_unordered(">", part, least)
+            found.append(builder.select(higher, part, least))
+        return context.make_tuple(builder, row, found)
+
+    return row(row, row.dtype.dtype), generate
 
 
 _ALIGNED = 4  # bytes: rows begin anywhere
@@ -329,10 +359,17 @@ def spread(builder: Any, number: Any, vector: ir.VectorType) -> Any:
     return builder.shuffle_vector(first, nothing, positions)
 
 
-def _widened(builder: Any, part: Any) -> Any:
+def _widened(builder: Any, part: Any) -> list[Any]:
+    """Return a vector in float64, as two: as one it may take a register of 512 bits,
+    and for some time after those a processor does less of anything else."""
     if part.type.element == _DOUBLE:
-        return part
-    return builder.fpext(part, ir.VectorType(_DOUBLE, part.type.count))
+        return [part]
+    half = part.type.count // 2
+    wide = ir.VectorType(_DOUBLE, half)
+    return [
+        builder.fpext(builder.shuffle_vector(part, part, _positions(start, half)), wide)
+        for start in (0, half)
+    ]
 
 
 def _dot(builder: Any, first: list[Any], second: list[Any]) -> Any:

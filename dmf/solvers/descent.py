@@ -11,25 +11,22 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
-from array_api_compat import array_namespace, is_numpy_namespace
+from array_api_compat import array_namespace
 
-from dmf.kernels.strips import Directions, change_along
+from dmf.kernels.strips import Directions, Metric, change_along
 from dmf.objective import Side, Terms
 from dmf.solvers.base import HalfStep, Moved, Value, report_of
-from dmf.solvers.loss import Loss, through
+from dmf.solvers.loss import Loss
 
 Array = Any
-
-# Rows of a strip whose gradients are scaled at once.
-TILE_ROWS = 1024
 
 
 class Quadratic(NamedTuple):
     """The objective along the moves: exact, because it is quadratic there.
 
-    The first move goes along −g, or along the scaled gradient; the second along s.
-
-    For every row of a strip or, summed over everything, for the whole factor.
+    The first move goes along −g, or along the scaled gradient; the second along s. Each
+    row of a strip has moves of its own, of length one; the whole factor goes along −g
+    and s as they are, and its model is the sum over everything.
     """
 
     loss_slopes: Array  # (..., K, k)
@@ -40,13 +37,13 @@ class Quadratic(NamedTuple):
 
 
 class Step(Protocol):
-    """How far to go: lengths along −g (and along s, if `moves` is 2)."""
+    """How far to go: lengths along the first move (and along s, if `moves` is 2)."""
 
     @property
     def moves(self) -> int: ...
 
     def lengths(self, model: Quadratic, round: int, tolerance: float) -> Array:
-        """Return the lengths along −g (and s), shape (..., K, moves), float64.
+        """Return the lengths along the moves, shape (..., K, moves), float64.
 
         Parameters
         ----------
@@ -70,7 +67,7 @@ def descend(half: HalfStep, scope: str, step: Step, scaled: bool = False) -> Val
         everything. "global": one length for the whole factor.
     step : Step
     scaled : bool, default False
-        Go first along `scaled_descent`, not along −g.
+        Go first along −g divided by `metric_of` each row, not along −g.
     """
     loss = Loss(half)
     summed = loss.gradient(half.moving)
@@ -79,18 +76,15 @@ def descend(half: HalfStep, scope: str, step: Step, scaled: bool = False) -> Val
     )
     operands = [summed, half.moving, half.memory, terms]
     if scaled:
-        first = half.per_strip(
-            "scaled",
-            partial(
-                scaled_descent, fixed_rows=half.fixed_rows, unobserved=half.unobserved
-            ),
-            summed,
+        metric = half.per_strip(
+            "metric",
+            partial(metric_of, fixed_rows=half.fixed_rows, unobserved=half.unobserved),
             half.moving,
             terms,
             half.counts,
             loss.gram,
         )
-        operands.append(first)
+        operands.append(metric)
     directions = half.per_strip(
         "direction",
         partial(find_directions, find=half.kernels.directions, moves=step.moves),
@@ -108,6 +102,7 @@ def descend(half: HalfStep, scope: str, step: Step, scaled: bool = False) -> Val
         partial(
             update,
             advance=half.kernels.advance,
+            scope=scope,
             side=half.side,
             step=step,
             round=half.round,
@@ -127,18 +122,17 @@ def find_directions(
     moving: Array,
     memory: tuple[Array] | None,
     terms: Terms,
-    first: Array | None = None,
+    metric: Metric | None = None,
     *,
     find: Callable[..., Directions],
     moves: int,
 ) -> Directions:
     """Return the directions of a strip, with the kernel that finds them."""
     last = None if memory is None else memory[0]
-    return find(summed[0], moving, last, terms, first, moves=moves)
+    return find(summed[0], moving, last, terms, metric, moves=moves)
 
 
-def scaled_descent(
-    summed: tuple[Array, Array],
+def metric_of(
     moving: Array,
     terms: Terms,
     counts: Array,
@@ -146,12 +140,12 @@ def scaled_descent(
     *,
     fixed_rows: int,
     unobserved: float,
-) -> Array:
-    """Return −(w_i FᵀF + q λ_i)⁻¹ g_i for each row of a strip, shape (p, K, c).
+) -> Metric:
+    """Return w_i FᵀF / q + λ_i, by which the gradients of a strip are divided.
 
     Of the q rows of the fixed factor F, row i meets those of its n_i observed entries:
     w_i = n_i, and α for each of the others. Were they the average of all, this would
-    lead to the row's minimum. How long it is doesn't matter.
+    lead to the row's minimum. How long the result is doesn't matter.
     """
     xp = array_namespace(moving)
     if terms.free is not None:
@@ -162,48 +156,27 @@ def scaled_descent(
     top = values[:, -1:]
     top = xp.where(top > 0, top, xp.ones_like(top))
     # The offsets' own ridge is left out: all columns of a row share the eigenvectors.
-    ridge = xp.astype(terms.ridge[..., :1], xp.float64) * (fixed_rows / top)
-    weight = (counts + unobserved * (fixed_rows - counts))[:, None, None]
-    # Where next to nothing curves, the slope is rounding: it shall not grow.
-    least = float(xp.finfo(moving.dtype).eps) ** 0.5 * (weight + ridge)
-    least = xp.where(least > 0, least, xp.ones_like(least))
-    values, vectors, weight, ridge, least = (
-        xp.astype(part, moving.dtype)
-        for part in (values / top, vectors, weight, ridge, least)
+    ridge = xp.astype(terms.strengths[..., 0], xp.float64) * (fixed_rows / top[:, 0])
+    weight = counts + unobserved * (fixed_rows - counts)
+    vectors, values, weight, ridge = (
+        xp.astype(part, moving.dtype) for part in (vectors, values / top, weight, ridge)
     )
-    back = xp.matrix_transpose(vectors)
-    result = xp.empty_like(moving)
-    # Some rows at a time: what is made on the way stays in the cache of a processor.
-    length = moving.shape[0]
-    step = TILE_ROWS if is_numpy_namespace(xp) else max(1, length)
-    for start in range(0, length, step):
-        rows = slice(start, min(start + step, length))
-        pull = terms.rows(rows).gradient(moving[rows, ...])
-        slope = terms.still(summed[0][rows, ...] + pull)
-        curvature = weight[rows, ...] * values + ridge[rows, ...]
-        curvature = xp.maximum(curvature, least[rows, ...])
-        down = -through(through(slope, vectors) / curvature, back)
-        # Columns that never move, and those beyond a candidate's rank, have no slope.
-        result[rows, ...] = xp.where(slope == 0, xp.zeros_like(down), down)
-    return result
+    least = float(xp.finfo(moving.dtype).eps) ** 0.5
+    return Metric(vectors, values, weight, ridge, least)
 
 
 def build_model(directions: Directions, curvature: Array, *, scope: str) -> Quadratic:
     """Return the quadratic model of each row or, for the global scope, their sum."""
     xp = array_namespace(curvature)
     norms = directions.norms
-    columns = [norms[..., k] for k in range(norms.shape[-1])]
-    scales = [a * b for k, a in enumerate(columns) for b in columns[k:]]
-    model = Quadratic(
-        directions.loss_slopes,
-        directions.penalty_slopes,
-        xp.stack(scales, axis=-1) * curvature,
-        directions.penalty_curvature,
-        columns[0] ** 2,
-    )
+    slopes = directions.loss_slopes, directions.penalty_slopes
+    curvatures = curvature, directions.penalty_curvature
     if scope == "row":
-        return model
-    return Quadratic(*(xp.sum(part, axis=0) for part in model))
+        return Quadratic(*slopes, *curvatures, xp.ones_like(norms[..., 0]))
+    columns = [norms[..., k] for k in range(norms.shape[-1])]
+    scales = xp.stack([a * b for k, a in enumerate(columns) for b in columns[k:]], -1)
+    parts = [norms * slope for slope in slopes] + [scales * c for c in curvatures]
+    return Quadratic(*(xp.sum(part, axis=0) for part in (*parts, columns[0] ** 2)))
 
 
 def update(
@@ -216,6 +189,7 @@ def update(
     counts: Array,
     *,
     advance: Callable[..., Any],
+    scope: str,
     side: Side,
     step: Step,
     round: int,
@@ -228,13 +202,13 @@ def update(
     # Below this, the 2 × 2 system is noise: its entries carry the rounding of `moving`.
     tolerance = 100 * float(xp.finfo(moving.dtype).eps)
     lengths = step.lengths(whole, round, tolerance)
-    norms = directions.norms
-    after = advance(moving, directions.units, lengths * norms, terms, rank=side.rank)
+    strides = lengths if scope == "row" else lengths * directions.norms
+    after = advance(moving, directions.units, strides, terms, rank=side.rank)
     change = change_along(model.loss_slopes, model.loss_curvature, lengths)
     in_plane = None
-    if lengths.shape[-1] == 2:
-        used = (lengths[..., 1] != 0) & (norms[..., 1] > 0)
-        in_plane = xp.sum(xp.astype(used, xp.float64), axis=0)
+    if step.moves == 2:
+        in_plane = xp.count_nonzero(strides[..., 1], axis=0)
+        in_plane = xp.astype(in_plane, xp.float64)
     report = report_of(
         after.factor,
         side=side,

@@ -16,7 +16,7 @@ from typing import Any
 
 from array_api_compat import array_namespace
 
-from dmf.kernels.strips import row_dots
+from dmf.kernels.strips import row_dots, through
 from dmf.solvers.base import HalfStep, Value
 
 Array = Any
@@ -135,13 +135,6 @@ def gram_curvature(
     return xp.stack(
         [row_dots(xp, a, b) for k, a in enumerate(moves) for b in curved[k:]], axis=-1
     )
-
-
-def through(strip: Array, gram: Array) -> Array:
-    """Return F G of each candidate for a strip F, shape (p, K, c)."""
-    xp = array_namespace(strip)
-    turned = xp.permute_dims(strip, (1, 0, 2)) @ xp.astype(gram, strip.dtype)
-    return xp.permute_dims(turned, (1, 0, 2))
 
 
 def _for_all_rows(gram: Array) -> Array:

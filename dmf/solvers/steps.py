@@ -114,9 +114,9 @@ class Plane:
     moves: ClassVar[int] = 2
 
     def lengths(self, model: Quadratic, round: int, tolerance: float) -> Array:
-        slopes = model.loss_slopes + model.penalty_slopes
-        curvature = model.loss_curvature + model.penalty_curvature
-        return plane_lengths(slopes, curvature, tolerance)
+        slopes = model.loss_slopes, model.penalty_slopes
+        curvatures = model.loss_curvature, model.penalty_curvature
+        return plane_lengths(slopes, curvatures, tolerance)
 
 
 @dataclass(frozen=True)
@@ -130,8 +130,11 @@ class Plain:
         check_real("learning_rate", self.learning_rate, positive=True)
 
     def lengths(self, model: Quadratic, round: int, tolerance: float) -> Array:
+        # Along the move D = −g / u the slope is −u ‖D‖². What has exploded stays so.
         xp = array_namespace(model.first)
-        return self.learning_rate * xp.ones_like(model.loss_slopes)
+        slopes = model.loss_slopes + model.penalty_slopes
+        safe = xp.where(model.first == 0, xp.ones_like(model.first), model.first)
+        return -self.learning_rate * slopes / safe[..., None]
 
 
 # What NormalizedGradient takes.
@@ -139,7 +142,7 @@ STEPS = (Constant, Decay, Exact, Plane)
 
 
 def _normalized(model: Quadratic, length: float) -> Array:
-    """Return length / ‖g‖; 0 where the gradient vanishes."""
+    """Return how far along the first move this length is; 0 where that vanishes."""
     xp = array_namespace(model.first)
     norm = xp.sqrt(model.first)
     safe = xp.where(norm > 0, norm, xp.ones_like(norm))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from dmf.kernels import cuda_rows, lanes, strips
+from dmf.kernels.strips import Metric
 from dmf.objective import Terms
 
 Array = Any
@@ -25,7 +26,7 @@ def _narrow(monkeypatch: pytest.MonkeyPatch) -> None:
 def strip_of(rank: int, dtype: Any = np.float64, K: int = 2) -> list[Array]:
     """Return strips of 11 rows: more than the teams of a block, and no multiple."""
     rng = np.random.default_rng(rank)
-    strips = [rng.standard_normal((11, K, rank)).astype(dtype) for _ in range(4)]
+    strips = [rng.standard_normal((11, K, rank)).astype(dtype) for _ in range(3)]
     for strip in strips:
         strip[3] = 0  # a row that goes nowhere
     return strips
@@ -35,10 +36,20 @@ def terms_for(like: Array, each: bool, centred: bool, still: bool) -> Terms:
     """Return a penalty whose λ differ for each candidate and column, or for none."""
     rng = np.random.default_rng(7)
     p, K, c = like.shape
-    ridge = rng.random((p, K, c) if each else (p, 1, 1)).astype(like.dtype)
+    strengths = rng.random((p, K, 2) if each else (p, 1, 1)).astype(like.dtype)
+    first = np.arange(c) == 0
+    columns = np.stack([~first, first]).astype(like.dtype) if each else None
     centre = rng.standard_normal((K, c)).astype(like.dtype) if centred else None
     free = (np.arange(c) != 0).astype(like.dtype) if still else None
-    return Terms(ridge, centre, None, None, free)
+    return Terms(strengths, columns, centre, None, None, free)
+
+
+def metric_for(like: Array) -> Metric:
+    rng = np.random.default_rng(8)
+    p, K, c = like.shape
+    vectors, _ = np.linalg.qr(rng.standard_normal((K, c, c)))
+    parts = (vectors, rng.random((K, c)), rng.random(p), rng.random((p, K)))
+    return Metric(*(part.astype(like.dtype) for part in parts), 1e-3)
 
 
 def assert_same(found: Any, expected: Any) -> None:
@@ -56,14 +67,14 @@ def assert_same(found: Any, expected: Any) -> None:
 @pytest.mark.parametrize(("moves", "led"), [(1, False), (2, False), (2, True)])
 @each_rank
 def test_directions(rank: int, moves: int, led: bool, begun: bool) -> None:
-    moving, gradient, last, first = strip_of(rank)
+    moving, gradient, last = strip_of(rank)
     terms = terms_for(moving, each=begun, centred=led, still=rank == 9)
     arguments = (
         gradient,
         moving,
         last if begun else None,
         terms,
-        first if led else None,
+        metric_for(moving) if led else None,
     )
     found = cuda_rows.directions(*arguments, moves=moves)
     assert_same(found, strips.plain_directions(*arguments, moves=moves))
@@ -73,7 +84,7 @@ def test_directions(rank: int, moves: int, led: bool, begun: bool) -> None:
 @each_rank
 def test_advance(rank: int, moves: int) -> None:
     """With a column that isn't the factor's own, if there are several."""
-    moving, *units, _ = strip_of(rank)
+    moving, *units = strip_of(rank)
     terms = terms_for(moving, each=moves == 1, centred=rank == 3, still=False)
     strides = np.random.default_rng(rank).standard_normal((11, 2, moves))
     strides[5] = 0
@@ -87,7 +98,7 @@ def test_advance(rank: int, moves: int) -> None:
 
 @pytest.mark.parametrize(("each", "centred"), list(product([False, True], repeat=2)))
 def test_in_float32(each: bool, centred: bool) -> None:
-    moving, gradient, last, _ = strip_of(6, np.float32)
+    moving, gradient, last = strip_of(6, np.float32)
     terms = terms_for(moving, each, centred, still=True)
     found = cuda_rows.directions(gradient, moving, last, terms, moves=2)
     expected = strips.plain_directions(gradient, moving, last, terms, moves=2)
@@ -98,7 +109,7 @@ def test_in_float32(each: bool, centred: bool) -> None:
 
 
 def test_strips_without_rows() -> None:
-    moving, gradient, last, _ = (strip[:0] for strip in strip_of(3))
+    moving, gradient, last = (strip[:0] for strip in strip_of(3))
     terms = terms_for(moving, each=False, centred=False, still=False)
     found = cuda_rows.directions(gradient, moving, last, terms, moves=2)
     assert found.norms.shape == (0, 2, 2)
