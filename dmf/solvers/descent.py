@@ -172,9 +172,13 @@ def build_model(directions: Directions, curvature: Array, *, scope: str) -> Quad
     slopes = directions.loss_slopes, directions.penalty_slopes
     curvatures = curvature, directions.penalty_curvature
     if scope == "row":
-        return Quadratic(*slopes, *curvatures, xp.ones_like(norms[..., 0]))
+        # 1, and NaN for a row that has exploded: it shall not stand still.
+        first = 1 + 0 * norms[..., 0]
+        return Quadratic(*slopes, *curvatures, first)
     columns = [norms[..., k] for k in range(norms.shape[-1])]
-    scales = xp.stack([a * b for k, a in enumerate(columns) for b in columns[k:]], -1)
+    scales = xp.stack(
+        [a * b for k, a in enumerate(columns) for b in columns[k:]], axis=-1
+    )
     parts = [norms * slope for slope in slopes] + [scales * c for c in curvatures]
     return Quadratic(*(xp.sum(part, axis=0) for part in (*parts, columns[0] ** 2)))
 
