@@ -3,8 +3,8 @@
 E(W, H) = ½ Σ M (X − μ − b − c − W H)² + α/2 Σ_unobserved (μ + b + c + W H)² + Ω_W + Ω_H
 
 A *side* is what the objective says about one factor, besides the loss. For a strip it
-becomes `Terms`: arrays of strengths, one number for each entry of the strip, so that
-each formula stands here once, whatever penalties were added up.
+becomes `Terms`, strengths for its rows and columns, so that each formula stands here
+once, whatever penalties were added up.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NO_RIDGE = Ridge(0.0)
 
 
 class Terms(NamedTuple):
-    """The penalty of a strip of shape (p, K, c) as arrays that broadcast to it.
+    """The penalty of a strip of shape (p, K, c).
 
     Parameters
     ----------

@@ -251,11 +251,13 @@ def test_what_a_later_stage_wants_of_blocks_keeps_them_apart() -> None:
     assert found == 2 * (3 + 4 + 5) * 2 * sum(range(6))
 
 
-def test_sums_leave_their_parts_alone() -> None:
+def test_sums_leave_parts_alone_that_are_not_their_own() -> None:
     parts = [np.ones(3) for _ in range(4)]
     np.testing.assert_array_equal(add_up(parts), 4 * np.ones(3))
     for part in parts:
         np.testing.assert_array_equal(part, np.ones(3))
+    assert add_up(parts, own=True) is parts[0]
+    np.testing.assert_array_equal(parts[0], 4 * np.ones(3))
 
 
 def test_previous_rounds_are_forgotten() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import dask
+import dask.array as da
 import numpy as np
 import pytest
 from hypothesis import given
@@ -240,9 +242,35 @@ def test_plain_gradient_explodes_where_the_normalised_one_does_not() -> None:
     plain = dmf.factorize(X, 3, penalty=None, solver=dmf.GradientDescent(0.05))
     assert plain.status.code == "diverged"
     assert np.isfinite(plain.W).all()
+    # At once, so that squares of the gradient leave float64.
+    at_once = dmf.factorize(X, 3, penalty=None, solver=dmf.GradientDescent(1e60))
+    assert at_once.status.code == "diverged"
     step = dmf.NormalizedGradient("global", dmf.Constant(0.05))
     normalised = dmf.factorize(X, 3, penalty=None, solver=step, max_rounds=50, tol=0)
     assert normalised.objective < normalised.history.initial_objective
+
+
+@pytest.mark.parametrize("scope", ["row", "global"])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_step_too_long_for_any_number_is_said_to_diverge(
+    scope: Any, scaled: bool
+) -> None:
+    solver = dmf.NormalizedGradient(scope, dmf.Constant(1e60), scaled)
+    fit = dmf.factorize(low_rank().nan, 3, penalty=None, solver=solver)
+    assert fit.status.code == "diverged"
+
+
+@pytest.mark.usefixtures("keep_chunks")
+@pytest.mark.parametrize("solver", SOLVERS, ids=str)
+def test_blocks_with_nothing_missing_are_added_to_others(solver: Any) -> None:
+    """Of four blocks one isn't complete: the sums of the others begin with theirs."""
+    X = low_rank(60, 40, 3, observed=1.0).nan
+    X[-1, -1] = np.nan
+    whole = dmf.factorize(X, 3, solver=solver, max_rounds=5, tol=0)
+    with dask.config.set(num_workers=2):
+        blocks = da.from_array(X, chunks=(30, 20))
+        cut = dmf.factorize(blocks, 3, solver=solver, max_rounds=5, tol=0)
+    assert cut.objective == pytest.approx(whole.objective, rel=1e-6)
 
 
 @pytest.mark.parametrize("rank", [1, 10])

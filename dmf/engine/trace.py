@@ -136,7 +136,7 @@ class HalfTrace(Trace):
 def add_up(parts: list[Any], path: Path = (), *, own: bool = False) -> Any:
     """Add partial sums: arrays, numbers, or (named) tuples of them, item by item.
 
-    If they are the caller's `own`, the first is lost: the others are added to it.
+    If they are the caller's `own`, arrays are added to those of the first.
     """
     parts = [follow(part, path) for part in parts]
     first = parts[0]

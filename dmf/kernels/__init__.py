@@ -1,5 +1,7 @@
 """Pure functions on blocks: no Dask, no global state, no input is ever changed.
 
+Arrays that they return are their caller's own: partial sums are added in place.
+
 `dense`, `sparse` and `cuda` define the same functions under the same names:
 
 ===========  ======================================================================

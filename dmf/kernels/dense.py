@@ -169,7 +169,7 @@ def gram(block: DenseBlock, fixed: Array, axis: int) -> Array:
     shape = (length, candidates, rank, rank)
     if block.weights is None:
         same = xp.permute_dims(fixed, (1, 2, 0)) @ xp.permute_dims(fixed, (1, 0, 2))
-        return xp.broadcast_to(same, shape)
+        return xp.asarray(xp.broadcast_to(same, shape), copy=True)
     weights = block.weights if axis == 0 else block.weights.T
     result = xp.zeros((length, candidates * rank * rank), dtype=fixed.dtype)
     step = max(1, TILE_BYTES // (candidates * rank * rank * 8))

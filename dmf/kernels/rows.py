@@ -32,6 +32,7 @@ from dmf.kernels.vectors import (
     shortest_row,
     store,
     times,
+    unchanging,
     wide_dot,
     zeros_in,
 )
@@ -116,13 +117,15 @@ def plane_lengths(
 ) -> Array:
     """Return the lengths of each row: see `dmf.kernels.strips.plane_lengths`."""
     lengths = np.empty((2, *slopes[0].shape[:2]))
-    _plane_lengths(*slopes, *curvatures, tolerance, lengths)
+    b, b_too, c, c_too = map(unchanging, (*slopes, *curvatures))
+    _plane_lengths(b, b_too, c, c_too, tolerance, lengths)
     return np.moveaxis(lengths, 0, -1)
 
 
 def change_along(slopes: Array, curvature: Array, lengths: Array) -> Array:
     """Return the change of each candidate: see `dmf.kernels.strips.change_along`."""
     change = np.zeros(slopes.shape[1])
+    slopes, curvature, lengths = map(unchanging, (slopes, curvature, lengths))
     _change_along(slopes, curvature, lengths, change)
     return change
 

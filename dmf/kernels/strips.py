@@ -25,7 +25,7 @@ PAIRS = {1: 1, 2: 3}
 class Metric(NamedTuple):
     """The curvature by which the gradients of rows are divided: w_i A + λ_i for row i.
 
-    A is the same for all rows, in units of its largest eigenvalue, and so is λ_i.
+    A is the same for all rows, and its largest eigenvalue is 1.
     """
 
     vectors: Array  # (K, c, c): the eigenvectors of A, in columns

@@ -72,12 +72,17 @@ def layout_of(width: int, dtype: Any) -> Layout:
     return Layout(tuple(starts), (0.0,) * shared + (1.0,) * (length - shared))
 
 
-def frozen(array: NDArray[Any]) -> NDArray[Any]:
-    """Return a contiguous read-only view: Numba compiles once instead of once for
-    each mixture of writable inputs and of the read-only ones that a worker receives."""
-    view = np.ascontiguousarray(array).view()
+def unchanging(array: NDArray[Any]) -> NDArray[Any]:
+    """Return a read-only view: Numba compiles once instead of once for each mixture of
+    writable inputs and of the read-only ones that a worker receives."""
+    view = array.view()
     view.flags.writeable = False
     return view
+
+
+def frozen(array: NDArray[Any]) -> NDArray[Any]:
+    """Return a contiguous read-only view."""
+    return unchanging(np.ascontiguousarray(array))
 
 
 def in_lines(
@@ -360,8 +365,11 @@ def spread(builder: Any, number: Any, vector: ir.VectorType) -> Any:
 
 
 def _widened(builder: Any, part: Any) -> list[Any]:
-    """Return a vector in float64, as two: as one it may take a register of 512 bits,
-    and for some time after those a processor does less of anything else."""
+    """Return a vector in float64, as two: in registers as long as its own.
+
+    In one it may be 512 bits beside others of 256, and for some time after the former a
+    processor does less of anything else.
+    """
     if part.type.element == _DOUBLE:
         return [part]
     half = part.type.count // 2

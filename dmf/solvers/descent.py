@@ -33,7 +33,7 @@ class Quadratic(NamedTuple):
     penalty_slopes: Array  # (..., K, k)
     loss_curvature: Array  # (..., K, k(k+1)/2): ⟨gg⟩ or ⟨gg⟩, ⟨gs⟩, ⟨ss⟩
     penalty_curvature: Array
-    first: Array  # (..., K): squared length of the first move
+    first: Array  # (..., K): squared length of the first move, 1 for a row's
 
 
 class Step(Protocol):
@@ -141,7 +141,7 @@ def metric_of(
     fixed_rows: int,
     unobserved: float,
 ) -> Metric:
-    """Return w_i FᵀF / q + λ_i, by which the gradients of a strip are divided.
+    """Return w_i FᵀF + q λ_i, by which the gradients of a strip are divided.
 
     Of the q rows of the fixed factor F, row i meets those of its n_i observed entries:
     w_i = n_i, and α for each of the others. Were they the average of all, this would
@@ -151,6 +151,8 @@ def metric_of(
     if terms.free is not None:
         free = xp.astype(terms.free, gram.dtype)
         gram = gram * free * free[:, None]
+    # What has exploded ends the fit, not the search for eigenvectors.
+    gram = xp.where(xp.isfinite(gram), gram, xp.zeros_like(gram))
     values, vectors = xp.linalg.eigh(gram)
     # In units of the largest: float32 has room for what is left.
     top = values[:, -1:]
@@ -172,9 +174,7 @@ def build_model(directions: Directions, curvature: Array, *, scope: str) -> Quad
     slopes = directions.loss_slopes, directions.penalty_slopes
     curvatures = curvature, directions.penalty_curvature
     if scope == "row":
-        # 1, and NaN for a row that has exploded: it shall not stand still.
-        first = 1 + 0 * norms[..., 0]
-        return Quadratic(*slopes, *curvatures, first)
+        return Quadratic(*slopes, *curvatures, xp.ones_like(norms[..., 0]))
     columns = [norms[..., k] for k in range(norms.shape[-1])]
     scales = xp.stack(
         [a * b for k, a in enumerate(columns) for b in columns[k:]], axis=-1
@@ -209,6 +209,8 @@ def update(
     strides = lengths if scope == "row" else lengths * directions.norms
     after = advance(moving, directions.units, strides, terms, rank=side.rank)
     change = change_along(model.loss_slopes, model.loss_curvature, lengths)
+    # A row whose gradient has left float64 stands still: the objective has exploded.
+    change = change + 0 * directions.gradient
     in_plane = None
     if step.moves == 2:
         in_plane = xp.count_nonzero(strides[..., 1], axis=0)

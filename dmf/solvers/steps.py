@@ -121,7 +121,10 @@ class Plane:
 
 @dataclass(frozen=True)
 class Plain:
-    """A move of η g, however long the gradient g is: `GradientDescent`'s step."""
+    """A move of η g for each row, however long its gradient g is.
+
+    The step of `GradientDescent`.
+    """
 
     learning_rate: float
     moves: ClassVar[int] = 1
@@ -130,11 +133,8 @@ class Plain:
         check_real("learning_rate", self.learning_rate, positive=True)
 
     def lengths(self, model: Quadratic, round: int, tolerance: float) -> Array:
-        # Along the move D = −g / u the slope is −u ‖D‖². What has exploded stays so.
-        xp = array_namespace(model.first)
-        slopes = model.loss_slopes + model.penalty_slopes
-        safe = xp.where(model.first == 0, xp.ones_like(model.first), model.first)
-        return -self.learning_rate * slopes / safe[..., None]
+        # Along −g / ‖g‖ the slope is −‖g‖.
+        return -self.learning_rate * (model.loss_slopes + model.penalty_slopes)
 
 
 # What NormalizedGradient takes.
