@@ -11,6 +11,7 @@ would put the entries in. All ratios are medians over repetitions that take turn
 from __future__ import annotations
 
 import ctypes
+import os
 import shutil
 import subprocess
 import tempfile
@@ -18,7 +19,7 @@ import tracemalloc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import product
+from itertools import count, product
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,22 @@ def strips_of(X: Any, parts: int, row_bytes: int) -> list[tuple[SparseBlock, sli
     ]
 
 
+def on_cores_of_their_own() -> ThreadPoolExecutor:
+    """Return threads that stay on different cores, where that can be had.
+
+    Left to itself, Linux lets two threads that are woken for a few milliseconds share a
+    core for all of them.
+    """
+    cores = count()
+
+    def settle() -> None:
+        if hasattr(os, "sched_setaffinity"):
+            allowed = sorted(os.sched_getaffinity(0))
+            os.sched_setaffinity(0, {allowed[next(cores) % len(allowed)]})
+
+    return ThreadPoolExecutor(THREADS, initializer=settle)
+
+
 def side_by_side(
     pool: ThreadPoolExecutor, strips: list[tuple[SparseBlock, slice]], W: Any, H: Any
 ) -> None:
@@ -102,7 +119,7 @@ def report_sparse(X: Any, libraries: dict[str, Any]) -> None:
     for rank in (8, 16, 18, 32, 64, 128):
         W, H = (rng.standard_normal((k, 1, rank), dtype=np.float32) for k in X.shape)
         ((one, _),), halves = (strips_of(X, k, 4 * rank) for k in (1, THREADS))
-        with ThreadPoolExecutor(THREADS) as pool:
+        with on_cores_of_their_own() as pool:
             calls: dict[str, Callable[[], Any]] = {
                 "one": partial(round_of_kernels, one, W, H),
                 "two": partial(side_by_side, pool, halves, W, H),
