@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -20,6 +21,7 @@ from dmf.engine.loading import load
 from dmf.engine.lower import Lowering, Place
 from dmf.engine.rounds import build_rounds, start_state
 from dmf.engine.runner import Tasks, Threads
+from dmf.engine.stages import Stage
 from dmf.engine.state import State
 from dmf.engine.trace import Trace, add_up
 from dmf.holdout import Share
@@ -249,6 +251,27 @@ def test_what_a_later_stage_wants_of_blocks_keeps_them_apart() -> None:
     tasks = Tasks(lowering.graph | values, [lowering.find(summed).key(1, 0)])
     (found,) = dask.compute(tasks, scheduler="sync")[0]
     assert found == 2 * (3 + 4 + 5) * 2 * sum(range(6))
+
+
+def test_a_stage_lets_go_of_what_it_needs_no_more() -> None:
+    """Also of parts: of a gradient with its loss, the loss is wanted longer."""
+    made: list[Any] = []
+
+    def pair(number: float) -> tuple[Any, float]:
+        array = np.full(3, number)
+        made.append(weakref.ref(array))
+        return array, number
+
+    def gone(number: float) -> tuple[float, bool]:
+        return number, made[-1]() is None
+
+    steps = (
+        (pair, ((0, ()),)),
+        (np.sum, ((1, (0,)),)),
+        (gone, ((1, (1,)),)),
+    )
+    assert Stage(steps, (2, 3))(2.0) == (6.0, (2.0, True))
+    assert not Stage(steps, (1, 3))(2.0)[1][1]  # it is to be returned
 
 
 def test_sums_leave_parts_alone_that_are_not_their_own() -> None:

@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 from dmf.engine.stages import (
     Stage,
+    Step,
     alone,
     no_neighbours,
     stages_of,
@@ -232,7 +233,7 @@ class Lowering:
         own: list[int],
         uses: Counter[int],
         block: int | None,
-    ) -> tuple[Callable[..., Any], tuple[tuple[int, Path], ...]]:
+    ) -> Step:
         """Return an operation as a step of its stage: a function of slots.
 
         `own` are the values that the stage makes, and `uses` how often it asks for each

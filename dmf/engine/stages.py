@@ -12,6 +12,10 @@ import numpy as np
 from dmf.engine.stream import opened
 from dmf.engine.trace import Operation, Path, add_up, follow, halo_of
 
+# A slot, and the path into what is there; a step is a function and its operands.
+Operand = tuple[int, Path]
+Step = tuple[Callable[..., Any], tuple[Operand, ...]]
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -19,25 +23,36 @@ class Stage:
 
     Parameters
     ----------
-    steps : tuple of (function, operands)
-        An operand is (slot, path). The arguments fill the first slots, each step's
-        result the next.
+    steps : tuple of Step
+        The arguments fill the first slots, each step's result the next.
     results : tuple of int
         The slots to return: one alone as it is, several as a tuple.
     """
 
-    steps: tuple[tuple[Callable[..., Any], tuple[tuple[int, Path], ...]], ...]
+    steps: tuple[Step, ...]
     results: tuple[int, ...]
 
     def __call__(self, *arguments: Any) -> Any:
-        slots = [opened(argument) for argument in arguments]
+        # When each operand is asked for last: then its memory is for the next results.
+        last = {o: n for n, (_, operands) in enumerate(self.steps) for o in operands}
+        last |= {(slot, ()): len(self.steps) for slot in self.results}
+        held: dict[Operand, Any] = {}
+
+        def hold(slot: int, value: Any) -> None:
+            held.update({o: follow(value, o[1]) for o in last if o[0] == slot})
+
+        for slot, argument in enumerate(arguments):
+            hold(slot, opened(argument))
         # A fit that explodes is reported by the loop, not by warnings from its tasks.
         with np.errstate(over="ignore", invalid="ignore"):
-            for function, operands in self.steps:
-                slots.append(function(*(follow(slots[s], p) for s, p in operands)))
+            for n, (function, operands) in enumerate(self.steps):
+                hold(len(arguments) + n, function(*(held[o] for o in operands)))
+                for operand in operands:
+                    if last[operand] == n:
+                        held.pop(operand, None)
         if len(self.results) == 1:
-            return slots[self.results[0]]
-        return tuple(slots[slot] for slot in self.results)
+            return held[self.results[0], ()]
+        return tuple(held[slot, ()] for slot in self.results)
 
 
 # A place, the operations that follow each other there, and the numbers of the values
