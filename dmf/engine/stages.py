@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -36,10 +37,13 @@ class Stage:
         # When each operand is asked for last: then its memory is for the next results.
         last = {o: n for n, (_, operands) in enumerate(self.steps) for o in operands}
         last |= {(slot, ()): len(self.steps) for slot in self.results}
+        wanted = defaultdict(list)
+        for operand in last:
+            wanted[operand[0]].append(operand)
         held: dict[Operand, Any] = {}
 
         def hold(slot: int, value: Any) -> None:
-            held.update({o: follow(value, o[1]) for o in last if o[0] == slot})
+            held.update({o: follow(value, o[1]) for o in wanted[slot]})
 
         for slot, argument in enumerate(arguments):
             hold(slot, opened(argument))
