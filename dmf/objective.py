@@ -35,15 +35,14 @@ class Terms(NamedTuple):
         λ of ½ λ (w − centre)²: in the factor's own columns and, if there are others, in
         that of the offsets.
     columns : array, shape (2, c), or None
-        1 for the columns that each of two strengths is for, 0 for the others.
+        1 for the columns that each of two strengths is for, 0 for the others. Columns
+        for which there is none never move.
     centre : array, shape (K, c), or None
         None: 0.
     lasso : array, shape (p, K or 1, c or 1), or None
         λ of λ |w|.
     lower : array, shape (K, c), or None
         0 where entries must not be negative, −∞ where they may.
-    free : array, shape (c,), or None
-        1 for columns that move, 0 for those that never do. None: all move.
     """
 
     strengths: Array
@@ -51,7 +50,6 @@ class Terms(NamedTuple):
     centre: Array | None
     lasso: Array | None
     lower: Array | None
-    free: Array | None
 
     @property
     def ridge(self) -> Array:
@@ -60,6 +58,13 @@ class Terms(NamedTuple):
             return self.strengths
         own, beside = self.columns[0, ...], self.columns[1, ...]
         return self.strengths[..., :1] * own + self.strengths[..., 1:] * beside
+
+    @property
+    def free(self) -> Array | None:
+        """Return 1 for columns that move, 0 for those that never do; None: all move."""
+        if self.columns is None:
+            return None
+        return self.columns[0, ...] + self.columns[1, ...]
 
     @property
     def quadratic(self) -> bool:
@@ -217,7 +222,7 @@ class Side:
                 if penalty.nonnegative:
                     bounds[k, : self.rank] = 0
             lower = xp.asarray(bounds, dtype=dtype)
-        columns = middle = free = None
+        columns = middle = None
         if self.roles:
             offset = spread([self._offset_strengths(xp, counts)])
             offset = xp.broadcast_to(offset, strengths.shape)
@@ -225,13 +230,12 @@ class Side:
             own = [1.0] * self.rank + [0.0] * len(self.roles)
             beside = [0.0] * self.rank + [float(r == "offset") for r in self.roles]
             columns = xp.asarray([own, beside], dtype=dtype)
-            free = xp.sum(columns, axis=0)
             if lasso is not None:
                 lasso = lasso * columns[0, ...]
             if self.offset is not None:
                 wide = xp.astype(columns[1, ...], xp.float64)
                 middle = xp.astype(centre[:, None] * wide, dtype)
-        return Terms(strengths, columns, middle, lasso, lower, free)
+        return Terms(strengths, columns, middle, lasso, lower)
 
     def level(self, factor: Array, counts: Array) -> tuple[Array, Array]:
         """Return sums of weight and offset: their quotient is the next centre."""

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dmf.kernels import kernels_for, panels
+from dmf.kernels.strips import Metric
 from dmf.observed import observe
 from tests.problems import Problem, stacked_start
 
@@ -46,6 +47,17 @@ def block_of(
     else:
         weights = None
     return observe(X, weights, dtype, unobserved=alpha).block, M
+
+
+def metric_of(like: Array, seed: int) -> Metric:
+    """Return a metric, in which a candidate's last column doesn't curve."""
+    rng = np.random.default_rng(seed)
+    p, K, c = like.shape
+    vectors, _ = np.linalg.qr(rng.standard_normal((K, c, c)))
+    values, weight, ridge = rng.random((K, c)), rng.random(p), rng.random((p, K))
+    values[0, -1] = weight[0] = ridge[0] = 0
+    parts = (vectors, values, weight, ridge)
+    return Metric(*(part.astype(like.dtype) for part in parts), 0.03)
 
 
 def narrow_panels(monkeypatch: pytest.MonkeyPatch, panel_bytes: int = 100) -> None:

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 import dmf
 from dmf.kernels import strips
-from dmf.kernels.strips import Metric
 from dmf.kernels.vectors import layout_of, shortest_row
 from dmf.objective import Side
 from dmf.offsets import COLUMNS
+from tests.blocks import metric_of
 
 Array = Any
 
@@ -46,17 +46,6 @@ def strips_of(draw: Any, dtype: Any) -> tuple[Array, ...]:
         array[rng.random(shape[0]) < 0.2] = 0
     counts = rng.integers(0, 5, shape[0]).astype(float)
     return side, gradient, moving, last, counts
-
-
-def metric_of(like: Array, seed: int) -> Metric:
-    """Return a metric, in which a candidate's last column doesn't curve."""
-    rng = np.random.default_rng(seed)
-    p, K, c = like.shape
-    vectors, _ = np.linalg.qr(rng.standard_normal((K, c, c)))
-    values, weight, ridge = rng.random((K, c)), rng.random(p), rng.random((p, K))
-    values[0, -1] = weight[0] = ridge[0] = 0
-    parts = (vectors, values, weight, ridge)
-    return Metric(*(part.astype(like.dtype) for part in parts), 0.03)
 
 
 def agree(found: Any, expected: Any, dtype: Any) -> None:

@@ -210,8 +210,11 @@ def blank(typing, row):
     return row(row), generate
 
 
-def _operator(instruction: str) -> Callable[..., Any]:
-    """Return an operator on a row and another one, or a number, from an instruction."""
+def _operator(operate: Callable[..., Any]) -> Callable[..., Any]:
+    """Return an operator on a row and another one, or a number.
+
+    `operate` writes what it does to a vector of each, with a builder.
+    """
 
     @intrinsic
     def apply(typing, row, other):
@@ -223,9 +226,8 @@ def _operator(instruction: str) -> Callable[..., Any]:
                 others = [spread(builder, arguments[1], part.type) for part in parts]
             else:
                 others = cgutils.unpack_tuple(builder, arguments[1])
-            operate = getattr(builder, instruction)
             pairs = zip(parts, others, strict=True)
-            results = [operate(a, b) for a, b in pairs]
+            results = [operate(builder, a, b) for a, b in pairs]
             return context.make_tuple(builder, row, results)
 
         return row(row, row.dtype.dtype if number else other), generate
@@ -234,8 +236,19 @@ def _operator(instruction: str) -> Callable[..., Any]:
     return result
 
 
-plus, minus = _operator("fadd"), _operator("fsub")
-times, divided = _operator("fmul"), _operator("fdiv")
+def _higher(builder: Any, a: Any, b: Any) -> Any:
+    return builder.select(builder.fcmp_unordered(">", a, b), a, b)
+
+
+def _unless_zero(builder: Any, a: Any, b: Any) -> Any:
+    nothing = ir.Constant(a.type, None)
+    return builder.select(builder.fcmp_ordered("==", b, nothing), nothing, a)
+
+
+plus, minus = _operator(ir.IRBuilder.fadd), _operator(ir.IRBuilder.fsub)
+times, divided = _operator(ir.IRBuilder.fmul), _operator(ir.IRBuilder.fdiv)
+# A row with the number where it is lower; with 0 where another row is exactly 0.
+at_least, blank_where = _operator(_higher), _operator(_unless_zero)
 
 
 @intrinsic
@@ -294,36 +307,6 @@ def zeros_in(typing, row):
         return context.make_tuple(builder, row, found)
 
     return row(row), generate
-
-
-@intrinsic
-def blank_where(typing, row, other):
-    """Return a row with 0 where another one is exactly 0."""
-
-    def generate(context, builder, signature, arguments):
-        found = []
-        for part, where in zip(*_parts_of(builder, arguments), strict=True):
-            nothing = ir.Constant(part.type, None)
-            is_zero = builder.fcmp_ordered("==", where, nothing)
-            found.append(builder.select(is_zero, nothing, part))
-        return context.make_tuple(builder, row, found)
-
-    return row(row, other), generate
-
-
-@intrinsic
-def at_least(typing, row, number):
-    """Return a row with the number where it is lower."""
-
-    def generate(context, builder, signature, arguments):
-        found = []
-        for part in cgutils.unpack_tuple(builder, arguments[0]):
-            least = spread(builder, arguments[1], part.type)
-            higher = builder.fcmp_unordered(">", part, least)
-            found.append(builder.select(higher, part, least))
-        return context.make_tuple(builder, row, found)
-
-    return row(row, row.dtype.dtype), generate
 
 
 _ALIGNED = 4  # bytes: rows begin anywhere

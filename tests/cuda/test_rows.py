@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from dmf.kernels import cuda_rows, lanes, strips
-from dmf.kernels.strips import Metric
 from dmf.objective import Terms
+from tests.blocks import metric_of
 
 Array = Any
 each_rank = pytest.mark.parametrize("rank", [1, 3, 4, 9])
@@ -36,20 +36,13 @@ def terms_for(like: Array, each: bool, centred: bool, still: bool) -> Terms:
     """Return a penalty whose λ differ for each candidate and column, or for none."""
     rng = np.random.default_rng(7)
     p, K, c = like.shape
-    strengths = rng.random((p, K, 2) if each else (p, 1, 1)).astype(like.dtype)
+    several = each or still
+    shape = (p, K if each else 1, 2 if several else 1)
+    strengths = rng.random(shape).astype(like.dtype)
     first = np.arange(c) == 0
-    columns = np.stack([~first, first]).astype(like.dtype) if each else None
+    columns = np.stack([~first, first & (not still)]).astype(like.dtype)
     centre = rng.standard_normal((K, c)).astype(like.dtype) if centred else None
-    free = (np.arange(c) != 0).astype(like.dtype) if still else None
-    return Terms(strengths, columns, centre, None, None, free)
-
-
-def metric_for(like: Array) -> Metric:
-    rng = np.random.default_rng(8)
-    p, K, c = like.shape
-    vectors, _ = np.linalg.qr(rng.standard_normal((K, c, c)))
-    parts = (vectors, rng.random((K, c)), rng.random(p), rng.random((p, K)))
-    return Metric(*(part.astype(like.dtype) for part in parts), 1e-3)
+    return Terms(strengths, columns if several else None, centre, None, None)
 
 
 def assert_same(found: Any, expected: Any) -> None:
@@ -74,7 +67,7 @@ def test_directions(rank: int, moves: int, led: bool, begun: bool) -> None:
         moving,
         last if begun else None,
         terms,
-        metric_for(moving) if led else None,
+        metric_of(moving, rank) if led else None,
     )
     found = cuda_rows.directions(*arguments, moves=moves)
     assert_same(found, strips.plain_directions(*arguments, moves=moves))
