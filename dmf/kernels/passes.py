@@ -4,6 +4,9 @@
 `onto_near` or `onto_far`, whichever isn't None, on top of what is there. Numba leaves
 out what would happen to a None. A line is a row within a panel: lines follow each other
 panel after panel, so that a row is come back to in each.
+
+`starts` are unsigned, and so are all places of entries: of signed ones Numba asks each
+time whether they count from the end, which takes an eighth of a pass.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import numpy as np
 from dmf.kernels.vectors import (
     compiled,
     dot,
+    dots,
     load,
     own,
     plus_scaled,
@@ -21,7 +25,7 @@ from dmf.kernels.vectors import (
 )
 
 # So many entries ahead, the rows that an entry names are asked for from memory.
-AHEAD = 8
+AHEAD = np.uintp(8)
 
 
 @compiled
@@ -39,7 +43,7 @@ def gradient(
     layout,
 ):
     squares = 0.0
-    last = columns.size - 1
+    last = np.uintp(columns.size - 1)
     for line in range(starts.size - 1):
         i = line % rows
         if starts[line] == starts[line + 1]:
@@ -89,12 +93,13 @@ def curvature(
     onto_far,
     layout,
 ):
-    last = columns.size - 1
+    last = np.uintp(columns.size - 1)
     for line in range(starts.size - 1):
         i = line % rows
         if starts[line] == starts[line + 1]:
             continue
         here = own(load(near, i, layout), layout)
+        here_too = here
         if near_too is not None:
             here_too = own(load(near_too, i, layout), layout)
         aa, ab, bb = 0.0, 0.0, 0.0
@@ -103,17 +108,16 @@ def curvature(
             if near_too is not None:
                 ab, bb = onto_near[i, 1], onto_near[i, 2]
         for e in range(starts[line], starts[line + 1]):
-            j = columns[e]
+            j = np.uintp(columns[e])
             ahead = columns[min(e + AHEAD, last)]
             prefetch(far, ahead, layout)
             there = load(far, j, layout)
-            a = np.float64(dot(here, there))
-            b = 0.0
-            if near_too is not None:
-                b = np.float64(dot(here_too, there))
+            there_too = there  # of one move LLVM works out nothing twice
             if far_too is not None:
                 prefetch(far_too, ahead, layout)
-                b = np.float64(dot(here, load(far_too, j, layout)))
+                there_too = load(far_too, j, layout)
+            along = dots(here, there, here_too, there_too)
+            a, b = np.float64(along[0]), np.float64(along[1])
             weighted_a, weighted_b = a, b
             if weights is not None:
                 weighted_a = a * weights[e]
@@ -139,7 +143,7 @@ def curvature(
 
 @compiled
 def product(rows, starts, columns, values, factor, onto_near, onto_far, layout):
-    last = columns.size - 1
+    last = np.uintp(columns.size - 1)
     for line in range(starts.size - 1):
         i = line % rows
         if starts[line] == starts[line + 1]:
@@ -164,7 +168,7 @@ def product(rows, starts, columns, values, factor, onto_near, onto_far, layout):
 
 @compiled
 def residuals(rows, starts, columns, values, near, far, result, layout):
-    last = columns.size - 1
+    last = np.uintp(columns.size - 1)
     for line in range(starts.size - 1):
         i = line % rows
         if starts[line] == starts[line + 1]:

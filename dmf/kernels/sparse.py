@@ -258,7 +258,8 @@ def residuals(
 def _entries(block: SparseBlock) -> tuple[int, Array, Array, Array, Array | None]:
     """Return what loops go through: the number of rows, and their entries."""
     weights = None if block.weights is None else frozen(block.weights)
-    starts, columns = frozen(block.starts), frozen(block.columns)
+    # As unsigned numbers, without a copy: `dmf.kernels.passes` says why.
+    starts, columns = frozen(block.starts.view(np.uint64)), frozen(block.columns)
     return block.shape[0], starts, columns, frozen(block.values), weights
 
 

@@ -4,9 +4,9 @@ A row of r numbers is a tuple of vectors that stays in registers while a loop wo
 it. Left to itself, LLVM doesn't know the rank: it loads and stores sums again and again
 and takes the last few numbers of a row one by one. Here the number of vectors is part
 of a row's type, so that a loop is compiled once for each such number, and runs about
-twice as fast. Where the vectors begin isn't part of the type: if r isn't a multiple of
-their length, the last one begins earlier and overlaps the one before it, and `own`
-blanks what it has twice.
+twice as fast. Where the last vector begins isn't part of it: if r isn't a multiple of
+their length, it begins earlier and overlaps the one before it, and `own` blanks what it
+has twice.
 
 Loops may add rows, scale them and take dot products. Whatever they do, numbers that
 overlap must stay equal, or be blanked: `store` writes the last vector first.
@@ -15,8 +15,8 @@ overlap must stay equal, or be blanked: `store` writes the last vector first.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, reduce
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,7 +47,7 @@ class Layout(NamedTuple):
     Parameters
     ----------
     starts : tuple of int
-        Where each vector begins.
+        Where each vector begins: all but the last at multiples of their length.
     kept : tuple of float, as long as a vector
         1 where a number of the last vector is its own, 0 where it is another's too.
     """
@@ -274,9 +274,23 @@ def dot(typing, a, b):
     """Return the sum of a * b; one of them must be `own`."""
 
     def generate(context, builder, signature, arguments):
-        return _dot(builder, *_parts_of(builder, arguments))
+        return _one_of(builder, _sums(builder, _parts_of(builder, arguments)), 0)
 
     return a.dtype.dtype(a, b), generate
+
+
+@intrinsic
+def dots(typing, a, b, c, d):
+    """Return the sums of a * b and of c * d; of each pair, one must be `own`."""
+    pair = types.UniTuple(a.dtype.dtype, 2)
+
+    def generate(context, builder, signature, arguments):
+        sums = _sums(builder, _parts_of(builder, arguments))
+        return context.make_tuple(
+            builder, pair, [_one_of(builder, sums, k) for k in range(2)]
+        )
+
+    return pair(a, b, c, d), generate
 
 
 @intrinsic
@@ -288,7 +302,7 @@ def wide_dot(typing, a, b):
             [half for part in parts for half in _widened(builder, part)]
             for parts in _parts_of(builder, arguments)
         ]
-        return _dot(builder, *wide)
+        return _one_of(builder, _sums(builder, wide), 0)
 
     return types.float64(a, b), generate
 
@@ -314,16 +328,23 @@ _DOUBLE = ir.DoubleType()
 
 
 def _addresses(context: Any, builder: Any, signature: Any, arguments: Any) -> list[Any]:
-    """Return where the vectors of the row array[i, :] are."""
-    kind = signature.args[0]
+    """Return where the vectors of the row array[i, :] are.
+
+    All but the last begin at multiples of their length, which stand in the instructions
+    themselves: registers for so many addresses would be too many.
+    """
+    kind, _, layout = signature.args[:3]
+    assert kind.layout == "C"
     array = context.make_array(kind)(context, builder, arguments[0])
+    zero = context.get_constant(types.intp, 0)
+    row = cgutils.get_item_pointer(
+        context, builder, kind, array, (arguments[1], zero), wraparound=False
+    )
     starts, _ = cgutils.unpack_tuple(builder, arguments[2])
-    return [
-        cgutils.get_item_pointer(
-            context, builder, kind, array, (arguments[1], start), wraparound=False
-        )
-        for start in cgutils.unpack_tuple(builder, starts)
-    ]
+    *others, last = cgutils.unpack_tuple(builder, starts)
+    length = layout.types[1].count
+    begins = [zero.type(length * k) for k in range(len(others))]
+    return [builder.gep(row, [begin]) for begin in (*begins, last)]
 
 
 def _parts_of(builder: Any, rows: Any) -> list[list[Any]]:
@@ -358,30 +379,38 @@ def _widened(builder: Any, part: Any) -> list[Any]:
     half = part.type.count // 2
     wide = ir.VectorType(_DOUBLE, half)
     return [
-        builder.fpext(builder.shuffle_vector(part, part, _positions(start, half)), wide)
-        for start in (0, half)
+        builder.fpext(builder.shuffle_vector(part, part, _positions(places)), wide)
+        for places in (range(half), range(half, 2 * half))
     ]
 
 
-def _dot(builder: Any, first: list[Any], second: list[Any]) -> Any:
-    """Return the sum of the products: vectors are added up, then halved to the end."""
-    total = None
-    for a, b in zip(first, second, strict=True):
-        product = builder.fmul(a, b)
-        total = product if total is None else builder.fadd(total, product)
-    assert total is not None
-    while total.type.count > 1:
-        half = total.type.count // 2
-        halves = [
-            builder.shuffle_vector(total, total, _positions(start, half))
-            for start in (0, half)
-        ]
-        total = builder.fadd(*halves)
-    return builder.extract_element(total, ir.IntType(32)(0))
+def _sums(builder: Any, parts: list[list[Any]]) -> Any:
+    """Return the sums of the products of one or two pairs of rows, in a vector.
 
-
-def _positions(start: int, count: int) -> Any:
-    number = ir.IntType(32)
-    return ir.Constant(
-        ir.VectorType(number, count), [number(start + k) for k in range(count)]
+    Vectors are added up, then halved to the end; those of two pairs together, which
+    takes hardly more than one of them: aaaa and bbbb become aabb, and then ab.
+    """
+    one, *more = (
+        reduce(builder.fadd, map(builder.fmul, *pair))
+        for pair in zip(parts[::2], parts[1::2], strict=True)
     )
+    other = more[0] if more else one
+    size = one.type.count  # of what is left of each sum: they lie side by side
+    while size > 1:
+        size //= 2
+        low = [2 * size * s + k for s in range(1 + len(more)) for k in range(size)]
+        halves = [
+            builder.shuffle_vector(one, other, _positions([k + shift for k in low]))
+            for shift in (0, size)
+        ]
+        one = other = builder.fadd(*halves)
+    return one
+
+
+def _one_of(builder: Any, vector: Any, place: int) -> Any:
+    return builder.extract_element(vector, ir.IntType(32)(place))
+
+
+def _positions(places: Sequence[int]) -> Any:
+    number = ir.IntType(32)
+    return ir.Constant(ir.VectorType(number, len(places)), list(map(number, places)))
