@@ -136,7 +136,10 @@ class Lowering:
     def find(self, value: Value) -> Place:
         """Return where a value is."""
         place = self._found[value.number]
-        return Place(place.key, place.path + value.path, place.users)
+        return Place(place.key, self._path(value), place.users)
+
+    def _path(self, value: Value) -> Path:
+        return self._found[value.number].path + value.path
 
     def _add_stage(self, stage: list[Operation], place: str, later: set[int]) -> None:
         """Add one task for each strip or block that does all of a stage."""
@@ -262,7 +265,7 @@ class Lowering:
             if value.number in own:
                 argument, path = Argument(value.number), value.path
             else:
-                argument, path = self._argument(op, value), self.find(value).path
+                argument, path = self._argument(op, value), self._path(value)
             operands.append((slot(argument, value), () if argument.path else path))
         if op.reach:
             return partial(no_neighbours, total=self._bounds[-1]), tuple(operands)
@@ -273,12 +276,11 @@ class Lowering:
 
     def _argument(self, op: Operation, value: Value) -> Argument:
         """Return what an operand from outside a stage is to its tasks."""
-        place = self.find(value)
         if self._sums_blocks(op):
-            return Argument(value.number, place.path, "list")
-        wanted = place.users if op.result.place == "block" else 1
-        if self._apart and wanted > 1 and place.path:
-            return Argument(value.number, place.path, "part")
+            return Argument(value.number, self._path(value), "list")
+        users = self._found[value.number].users if op.result.place == "block" else 1
+        if self._apart and users > 1 and (path := self._path(value)):
+            return Argument(value.number, path, "part")
         return Argument(value.number)
 
     def _key(
