@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from dmf.kernels import dense, tiles
 from dmf.kernels.dense import DenseBlock
+from dmf.kernels.registers import VECTORS_BESIDE
 
 Array = Any
 
@@ -22,7 +23,8 @@ SHAPES = st.tuples(st.integers(1, 40), st.integers(1, 150))
 def problems(draw: Any, dtype: Any) -> tuple[DenseBlock, Array, Array]:
     """Blocks larger and smaller than what registers hold, of any layout and mask."""
     p, q = draw(SHAPES)
-    K, rank = draw(st.integers(1, 3)), draw(st.integers(1, 20))
+    K = draw(st.integers(1, 3))
+    rank = draw(st.integers(1, 20) | st.sampled_from([32, 40, 41]))
     rng = np.random.default_rng(draw(st.integers(0, 99)))
     layout = draw(st.sampled_from(["C", "F", "sliced"]))
     values = rng.standard_normal((p, 2 * q)).astype(dtype)
@@ -45,6 +47,7 @@ def test_tiles_follow_the_formulas(dtype: Any, data: Any, two: bool) -> None:
     block, W, H = data.draw(problems(dtype))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiles, "TILE_ROWS", (16, 16))
+        patch.setattr(tiles, "LONG_TILE", 24)
         patch.setattr(tiles, "TILE_ROW_BYTES", 64 * np.dtype(dtype).itemsize)
         gradients = [dense.gradient(block, *pair) for pair in ((W, H, 0), (H, W, 1))]
         moves = [(A, A[::-1].copy()) if two else (A,) for A in (W, H)]
@@ -74,6 +77,39 @@ def test_tiles_follow_the_formulas(dtype: Any, data: Any, two: bool) -> None:
         np.testing.assert_allclose(found, plain, **close)
     np.testing.assert_allclose(errors[:, 0], (G * R).sum(axis=(1, 2)), **close)
     np.testing.assert_allclose(errors[:, 1], np.abs(G).sum(axis=(1, 2)), **close)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("rank", [8, 17, 40])
+@pytest.mark.parametrize(("dtype", "off"), [(np.float32, 3e-6), (np.float64, 1e-14)])
+def test_blas_and_patches_agree(
+    axis: int, rank: int, dtype: Any, off: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether BLAS does the second product, or both are done patch by patch."""
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((505, 2003)).astype(dtype)
+    block = DenseBlock(values, rng.random(values.shape) < 0.6)
+    W, H = (rng.standard_normal((n, 2, rank)).astype(dtype) for n in block.shape)
+    pair = (W, H) if axis == 0 else (H, W)
+    found = []
+    for suits in (True, False):
+        monkeypatch.setattr(tiles, "suits", lambda *_, suits=suits: suits)
+        found.append(dense.gradient(block, *pair, axis))
+    (G, loss), (plain, same) = found
+    np.testing.assert_allclose(G, plain, rtol=0, atol=off * np.abs(plain).max())
+    np.testing.assert_allclose(loss, same, rtol=off)
+
+
+def test_patches_suit_low_ranks_of_one_dtype() -> None:
+    def suits(rank: int, dtype: Any, fixed: Any) -> bool:
+        factors = np.zeros((3, 1, rank), dtype), np.zeros((5, 1, rank), fixed)
+        return tiles.suits(DenseBlock(np.zeros((3, 5), dtype), None), *factors)
+
+    f, d = np.float32, np.float64
+    most = 8 * VECTORS_BESIDE
+    assert [r for r in range(1, 700) if suits(r, f, f)] == list(range(8, most + 1))
+    assert [r for r in range(1, 700) if suits(r, d, d)] == list(range(4, most // 2 + 1))
+    assert not suits(16, f, d)
 
 
 def test_what_is_unobserved_may_be_anything() -> None:

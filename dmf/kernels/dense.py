@@ -84,6 +84,11 @@ def gradient(
     loss = xp.zeros(moving.shape[1], dtype=xp.float64)
     if block.empty:
         return result, loss
+    if is_numpy_namespace(xp):
+        from dmf.kernels import tiles
+
+        if tiles.suits(block, moving, fixed):
+            return tiles.gradient(block, W, H, axis)
     for rows, columns, k, weighted, squares in _residuals(block, W, H):
         loss[k] += 0.5 * squares
         if axis == 0:

@@ -1,10 +1,13 @@
-"""The residual of a tile as one compiled loop: product, subtraction, mask and loss.
+"""The residual of a tile as one compiled loop: product, subtraction, mask and loss;
+and, of low ranks, the second product too.
 
 At low ranks a dense kernel waits for memory, not for arithmetic: beside the products of
 a rank-16 gradient, a pass over X and M costs half as much again. So the first product
 is not left to BLAS: a few rows times a few vectors of columns stay in registers until
 their residuals are formed, and the next rows of X and M are fetched meanwhile. What is
-written is the weighted residual, once, into a tile that BLAS finds in the cache.
+written is the weighted residual, once: into a tile that BLAS finds in the cache, or,
+patch after patch, where the second product finds it at once. That keeps memory busy
+all the time, but only as long as rows of the gradient stay in registers.
 """
 
 from __future__ import annotations
@@ -19,10 +22,15 @@ from numba.core.errors import TypingError
 
 from dmf.kernels.vectors import (
     CACHE_LINE,
+    blank,
     compiled,
     intrinsic,
+    load,
+    plus,
+    plus_scaled,
     prefetch_address,
     spread,
+    store,
 )
 
 
@@ -36,6 +44,11 @@ def _registers() -> tuple[int, int, int]:
 
 
 VECTOR_BYTES, ROWS, VECTORS = _registers()
+# Of a second product so many rows are summed side by side, in so many vectors each (of
+# `dmf.kernels.vectors`, the shortest). Longer rows don't stay in registers; where there
+# are only 16 of those, BLAS is as fast.
+BESIDE = 4
+VECTORS_BESIDE = 5 if VECTOR_BYTES == 64 else 0
 
 
 @compiled
@@ -86,7 +99,7 @@ def _residual_patch(
             kind = signature.args[position]
             return context.make_array(kind)(context, builder, arguments[position])
 
-        def load(start, offset, kind=vector):
+        def vector_at(start, offset, kind=vector):
             address = builder.gep(start, [offset])
             return builder.load(builder.bitcast(address, kind.as_pointer()), align=1)
 
@@ -118,7 +131,7 @@ def _residual_patch(
         sums = [[builder.phi(vector) for _ in range(VECTORS)] for _ in range(ROWS)]
         offset = builder.mul(s, index(group))
         columns = [
-            load(right_start, builder.add(offset, index(v * lanes)))
+            vector_at(right_start, builder.add(offset, index(v * lanes)))
             for v in range(VECTORS)
         ]
         offset = builder.mul(s, index(ROWS))
@@ -145,17 +158,17 @@ def _residual_patch(
         for m, row in enumerate(products):
             for v, product in enumerate(row):
                 at = builder.add(builder.mul(stride, index(m)), index(v * lanes))
-                difference = builder.fsub(product, load(X, at))
+                difference = builder.fsub(product, vector_at(X, at))
                 weighted = difference
                 if M is not None and weights.dtype == types.uint8:
-                    mask = load(M, at, ir.VectorType(ir.IntType(8), lanes))
+                    mask = vector_at(M, at, ir.VectorType(ir.IntType(8), lanes))
                     observed = builder.icmp_unsigned(
                         "!=", mask, ir.Constant(mask.type, None)
                     )
                     difference = builder.select(observed, difference, zero)
                     weighted = difference
                 elif M is not None:
-                    weighted = builder.fmul(difference, load(M, at))
+                    weighted = builder.fmul(difference, vector_at(M, at))
                 total = add_product(total, weighted, difference)
                 at = builder.add(builder.mul(out_stride, index(m)), index(v * lanes))
                 address = builder.gep(T, [at])
@@ -181,12 +194,34 @@ def _prefetch(builder: Any, start: Any, offset: Any, size: int) -> None:
 
 
 @compiled
-def residual(W, right, k, first, values, weights, i0, j0, rows, columns, corner, out):
-    """Write M (W H − X) of a tile into `out`; return Σ M (W H − X)².
+def residual(
+    W,
+    right,
+    k,
+    first,
+    values,
+    weights,
+    i0,
+    j0,
+    rows,
+    columns,
+    corner,
+    out,
+    near,
+    far,
+    onto_near,
+    onto_far,
+    layout,
+):
+    """Form M (W H − X) of a tile; return Σ M (W H − X)².
 
     `first` is the tile's first row of W; (i0, j0) is where it lies in the values and
     weights (bools as bytes). `right` holds its rows of H, packed; `corner` is memory
     for ROWS rows of a group of values and of weights.
+
+    The residual is written into `out`, as large as the tile; or `out` is as large as a
+    patch, and its product with `far`, the tile's rows of H, is added `onto_near`, or
+    with `near`, those of W, `onto_far`.
     """
     _, groups, rank, group = right.shape
     stride = values.shape[1]
@@ -198,7 +233,9 @@ def residual(W, right, k, first, values, weights, i0, j0, rows, columns, corner,
         for h in range(groups):
             j = h * group
             group_of_k = k * groups + h
-            to = i * out.shape[1] + j
+            to = 0
+            if near is None and far is None:
+                to = i * out.shape[1] + j
             if i + ROWS <= rows and j + group <= columns:
                 place = (i0 + i) * stride + j0 + j
                 _residual_patch(
@@ -213,23 +250,80 @@ def residual(W, right, k, first, values, weights, i0, j0, rows, columns, corner,
                     to,
                     totals,
                 )
-                continue
-            there = i0 + i, j0 + j, rows - i, columns - j
-            _copy(values, *there, some_values)
-            _copy(weights, *there, some_weights)
-            _residual_patch(
-                left,
-                right,
-                group_of_k,
-                some_values,
-                some_weights,
-                0,
-                group,
-                out,
-                to,
-                totals,
-            )
+            else:
+                there = i0 + i, j0 + j, rows - i, columns - j
+                _copy(values, *there, some_values)
+                _copy(weights, *there, some_weights)
+                _residual_patch(
+                    left,
+                    right,
+                    group_of_k,
+                    some_values,
+                    some_weights,
+                    0,
+                    group,
+                    out,
+                    to,
+                    totals,
+                )
+            size = min(ROWS, rows - i), min(group, columns - j)
+            if far is not None:
+                _add_to_rows(out, size, far, j, onto_near, i, layout)
+            if near is not None:
+                _add_to_columns(out, size, near, i, onto_far, j, layout)
     return totals.sum()
+
+
+@compiled
+def _add_to_rows(patch, size, far, j0, onto, i0, layout):
+    """Add a patch times rows of H to the gradient of rows of W.
+
+    A patch alone is summed first: float32 sums no row on and on.
+    """
+    rows, columns = size
+    alone = rows % BESIDE
+    nothing = blank(load(far, j0, layout))
+    for m in range(0, rows - alone, BESIDE):
+        i = i0 + m
+        a, b, c, d = nothing, nothing, nothing, nothing
+        for n in range(columns):
+            there = load(far, j0 + n, layout)
+            a = plus_scaled(a, patch[m, n], there)
+            b = plus_scaled(b, patch[m + 1, n], there)
+            c = plus_scaled(c, patch[m + 2, n], there)
+            d = plus_scaled(d, patch[m + 3, n], there)
+        store(onto, i, layout, plus(load(onto, i, layout), a))
+        store(onto, i + 1, layout, plus(load(onto, i + 1, layout), b))
+        store(onto, i + 2, layout, plus(load(onto, i + 2, layout), c))
+        store(onto, i + 3, layout, plus(load(onto, i + 3, layout), d))
+    for m in range(rows - alone, rows):
+        a = nothing
+        for n in range(columns):
+            a = plus_scaled(a, patch[m, n], load(far, j0 + n, layout))
+        store(onto, i0 + m, layout, plus(load(onto, i0 + m, layout), a))
+
+
+@compiled
+def _add_to_columns(patch, size, near, i0, onto, j0, layout):
+    """Add a patch, transposed, times rows of W to the gradient of rows of H."""
+    rows, columns = size
+    alone = rows % BESIDE
+    for m in range(0, rows - alone, BESIDE):
+        i = i0 + m
+        a, b = load(near, i, layout), load(near, i + 1, layout)
+        c, d = load(near, i + 2, layout), load(near, i + 3, layout)
+        for n in range(columns):
+            total = load(onto, j0 + n, layout)
+            total = plus_scaled(total, patch[m, n], a)
+            total = plus_scaled(total, patch[m + 1, n], b)
+            total = plus_scaled(total, patch[m + 2, n], c)
+            total = plus_scaled(total, patch[m + 3, n], d)
+            store(onto, j0 + n, layout, total)
+    for m in range(rows - alone, rows):
+        a = load(near, i0 + m, layout)
+        for n in range(columns):
+            total = load(onto, j0 + n, layout)
+            store(onto, j0 + n, layout, plus_scaled(total, patch[m, n], a))
 
 
 @compiled

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dmf.kernels.dense import cuts
-from dmf.kernels.registers import ROWS, VECTOR_BYTES, VECTORS, pack, residual
-from dmf.kernels.vectors import compiled, frozen
+from dmf.kernels.registers import (
+    ROWS,
+    VECTOR_BYTES,
+    VECTORS,
+    VECTORS_BESIDE,
+    pack,
+    residual,
+)
+from dmf.kernels.vectors import compiled, frozen, in_lines, layout_of, shortest_row
 
 Array = NDArray[Any]
 
@@ -20,8 +28,40 @@ Array = NDArray[Any]
 TILE_ROWS = (96, 240)
 MORE_ROWS_FROM_RANK = 64
 TILE_ROW_BYTES = 7680
+# Where both products are done patch by patch, no tile has to stay in a cache; but of so
+# many rows float32 may sum the columns.
+LONG_TILE = 480
 # So many terms float32 may sum.
 SUM_TERMS = 512
+
+
+def suits(block: Any, moving: Array, fixed: Array) -> bool:
+    """Return whether `gradient` does it, faster than with BLAS."""
+    shortest = shortest_row(moving.dtype)
+    alike: bool = moving.dtype == fixed.dtype == block.values.dtype
+    return alike and shortest <= moving.shape[2] <= VECTORS_BESIDE * shortest
+
+
+def gradient(block: Any, W: Array, H: Array, axis: int) -> tuple[Array, Array]:
+    """Return what `dmf.kernels.dense.gradient` does; both products are done here."""
+    moving, fixed = (H, W) if axis else (W, H)
+    length, candidates, rank = moving.shape
+    layout = layout_of(rank, moving.dtype)
+    result = np.zeros((candidates, length, rank), moving.dtype)
+    squares = np.zeros(candidates)
+    factors = [frozen(fixed[:, k]) for k in range(candidates)]
+    patch = np.empty((ROWS, _group(moving.dtype)), moving.dtype)
+    shape = LONG_TILE, TILE_ROW_BYTES // moving.itemsize
+    for rows, columns, k, form in _formed(block, W, H, shape):
+        own, across = (columns, rows) if axis else (rows, columns)
+        sums = in_lines(np.zeros, (own.stop - own.start, rank), moving.dtype)
+        beside = factors[k][across]
+        if axis == 0:
+            squares[k] += form(patch, None, beside, sums, None, layout)
+        else:
+            squares[k] += form(patch, beside, None, None, sums, layout)
+        result[k, own] += sums
+    return np.ascontiguousarray(result.transpose(1, 0, 2)), 0.5 * squares
 
 
 def residuals(
@@ -31,24 +71,38 @@ def residuals(
 
     The weighted residual is good until the next tile is asked for.
     """
-    group = VECTORS * VECTOR_BYTES // block.values.itemsize
+    group = _group(H.dtype)
+    out = None
+    for rows, columns, k, form in _formed(block, W, H, _shape(W)):
+        p, q = rows.stop - rows.start, columns.stop - columns.start
+        if out is None:  # the first tile is the largest
+            out = np.empty((_up(p, ROWS), _up(q, group)), H.dtype)
+        squares = form(out, None, None, None, None, None)
+        yield rows, columns, k, out[:p, :q], squares
+
+
+def _formed(
+    block: Any, W: Array, H: Array, shape: tuple[int, int]
+) -> Iterator[tuple[slice, slice, int, Callable[..., float]]]:
+    """Go through the tiles of a block, and through the candidates on each of them.
+
+    Yields rows, columns, k, and `residual` with all that it has to know of them.
+    """
+    group = _group(block.values.dtype)
     W, H = frozen(W), frozen(H)
     loops: Any = residual
-    out = None
     # Where rows or columns are too few, they are copied, with zeros beside them.
     corner = tuple(
         None if part is None else np.zeros((ROWS, group), part.dtype)
         for part in _parts(block)
     )
-    for rows, columns, data, place in _tiles(block, W.shape[2]):
-        shape = rows.stop - rows.start, columns.stop - columns.start
-        if out is None:  # the first tile is the largest
-            out = np.empty((_up(shape[0], ROWS), _up(shape[1], group)), H.dtype)
+    for rows, columns, data, place in _tiles(block, shape):
+        size = rows.stop - rows.start, columns.stop - columns.start
         if rows.start == 0:
             right = _packed(H, columns, group)
         for k in range(W.shape[1]):
-            squares = loops(W, right, k, rows.start, *data, *place, *shape, corner, out)
-            yield rows, columns, k, out[: shape[0], : shape[1]], squares
+            tile = (W, right, k, rows.start, *data, *place, *size, corner)
+            yield rows, columns, k, partial(loops, *tile)
 
 
 def sum_of_sizes(tile: Array) -> float:
@@ -65,7 +119,7 @@ def curvature(
     loops: Any = _row_curvature if axis == 0 else _column_curvature
     sums = np.zeros(result.shape[::-1])  # along vectors, not across
     scratch = [np.empty(0, fixed.dtype) for _ in moves]
-    for rows, columns, (_, weights), place in _tiles(block, fixed.shape[2]):
+    for rows, columns, (_, weights), place in _tiles(block, _shape(fixed)):
         own, across = (rows, columns) if axis == 0 else (columns, rows)
         shape = rows.stop - rows.start, columns.stop - columns.start
         size = shape[0] * shape[1]
@@ -84,7 +138,7 @@ def curvature(
 
 
 def _tiles(
-    block: Any, rank: int
+    block: Any, shape: tuple[int, int]
 ) -> Iterator[tuple[slice, slice, Any, tuple[int, int]]]:
     """Cut a block in both directions: yield rows, columns, an array of the values and
     one of the weights, and where in them the tile lies.
@@ -97,9 +151,8 @@ def _tiles(
     whole = all(part is None or part.flags.c_contiguous for part in parts)
     data = _frozen(parts) if whole else ()
     p, q = block.shape
-    height = TILE_ROWS[rank >= MORE_ROWS_FROM_RANK]
-    for columns in cuts(q, TILE_ROW_BYTES // block.values.itemsize):
-        for rows in cuts(p, height):
+    for columns in cuts(q, shape[1]):
+        for rows in cuts(p, shape[0]):
             if whole:
                 yield rows, columns, data, (rows.start, columns.start)
                 continue
@@ -126,6 +179,17 @@ def _packed(factor: Array, rows: slice, width: int) -> Array:
     result = np.empty((factor.shape[1], groups, factor.shape[2], width), factor.dtype)
     pack(factor, rows.start, rows.stop, result)
     return frozen(result)
+
+
+def _shape(factor: Array) -> tuple[int, int]:
+    """Return the rows and columns of a tile that BLAS multiplies."""
+    height = TILE_ROWS[factor.shape[2] >= MORE_ROWS_FROM_RANK]
+    return height, TILE_ROW_BYTES // factor.itemsize
+
+
+def _group(dtype: Any) -> int:
+    """Return the columns of a patch."""
+    return VECTORS * VECTOR_BYTES // int(np.dtype(dtype).itemsize)
 
 
 def _up(count: int, step: int) -> int:
