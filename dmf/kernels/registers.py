@@ -1,5 +1,4 @@
-"""The residual of a tile as one compiled loop: product, subtraction, mask and loss;
-and, of low ranks, the second product too.
+"""The residual of a tile, and its product at low ranks, as one compiled loop.
 
 At low ranks a dense kernel waits for memory, not for arithmetic: beside the products of
 a rank-16 gradient, a pass over X and M costs half as much again. So the first product
