@@ -88,7 +88,8 @@ def gradient(
         from dmf.kernels import tiles
 
         if tiles.suits(block, moving, fixed):
-            return tiles.gradient(block, W, H, axis)
+            tiles.gradient(block, moving, fixed, axis, result, loss)
+            return result, loss
     for rows, columns, k, weighted, squares in _residuals(block, W, H):
         loss[k] += 0.5 * squares
         if axis == 0:

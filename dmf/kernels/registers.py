@@ -45,7 +45,7 @@ def _registers() -> tuple[int, int, int]:
 VECTOR_BYTES, ROWS, VECTORS = _registers()
 # Of a second product so many rows are summed side by side, in so many vectors each (of
 # `dmf.kernels.vectors`, the shortest). Longer rows don't stay in registers; where there
-# are only 16 of those, BLAS is as fast.
+# are only 16 of those, BLAS is as fast. (Loops name each row: a, b, c and d.)
 BESIDE = 4
 VECTORS_BESIDE = 5 if VECTOR_BYTES == 64 else 0
 
@@ -206,10 +206,9 @@ def residual(
     columns,
     corner,
     out,
-    near,
-    far,
-    onto_near,
-    onto_far,
+    beside,
+    onto,
+    axis,
     layout,
 ):
     """Form M (W H − X) of a tile; return Σ M (W H − X)².
@@ -219,8 +218,8 @@ def residual(
     for ROWS rows of a group of values and of weights.
 
     The residual is written into `out`, as large as the tile; or `out` is as large as a
-    patch, and its product with `far`, the tile's rows of H, is added `onto_near`, or
-    with `near`, those of W, `onto_far`.
+    patch, and its product with the rows `beside` it, the tile's of the fixed factor, is
+    added `onto` those of the moving one.
     """
     _, groups, rank, group = right.shape
     stride = values.shape[1]
@@ -233,7 +232,7 @@ def residual(
             j = h * group
             group_of_k = k * groups + h
             to = 0
-            if near is None and far is None:
+            if onto is None:
                 to = i * out.shape[1] + j
             if i + ROWS <= rows and j + group <= columns:
                 place = (i0 + i) * stride + j0 + j
@@ -265,11 +264,12 @@ def residual(
                     to,
                     totals,
                 )
-            size = min(ROWS, rows - i), min(group, columns - j)
-            if far is not None:
-                _add_to_rows(out, size, far, j, onto_near, i, layout)
-            if near is not None:
-                _add_to_columns(out, size, near, i, onto_far, j, layout)
+            if onto is not None:
+                size = min(ROWS, rows - i), min(group, columns - j)
+                if axis == 0:
+                    _add_to_rows(out, size, beside, j, onto, i, layout)
+                else:
+                    _add_to_columns(out, size, beside, i, onto, j, layout)
     return totals.sum()
 
 

@@ -42,26 +42,24 @@ def suits(block: Any, moving: Array, fixed: Array) -> bool:
     return alike and shortest <= moving.shape[2] <= VECTORS_BESIDE * shortest
 
 
-def gradient(block: Any, W: Array, H: Array, axis: int) -> tuple[Array, Array]:
-    """Return what `dmf.kernels.dense.gradient` does; both products are done here."""
-    moving, fixed = (H, W) if axis else (W, H)
-    length, candidates, rank = moving.shape
+def gradient(
+    block: Any, moving: Array, fixed: Array, axis: int, result: Array, loss: Array
+) -> None:
+    """Write what `dmf.kernels.dense.gradient` returns into zeros.
+
+    Both products are done here.
+    """
+    W, H = (fixed, moving) if axis else (moving, fixed)
+    _, candidates, rank = moving.shape
     layout = layout_of(rank, moving.dtype)
-    result = np.zeros((candidates, length, rank), moving.dtype)
-    squares = np.zeros(candidates)
     factors = [frozen(fixed[:, k]) for k in range(candidates)]
     patch = np.empty((ROWS, _group(moving.dtype)), moving.dtype)
     shape = LONG_TILE, TILE_ROW_BYTES // moving.itemsize
     for rows, columns, k, form in _formed(block, W, H, shape):
         own, across = (columns, rows) if axis else (rows, columns)
         sums = in_lines(np.zeros, (own.stop - own.start, rank), moving.dtype)
-        beside = factors[k][across]
-        if axis == 0:
-            squares[k] += form(patch, None, beside, sums, None, layout)
-        else:
-            squares[k] += form(patch, beside, None, None, sums, layout)
-        result[k, own] += sums
-    return np.ascontiguousarray(result.transpose(1, 0, 2)), 0.5 * squares
+        loss[k] += 0.5 * form(patch, factors[k][across], sums, axis, layout)
+        result[own, k] += sums
 
 
 def residuals(
@@ -77,7 +75,7 @@ def residuals(
         p, q = rows.stop - rows.start, columns.stop - columns.start
         if out is None:  # the first tile is the largest
             out = np.empty((_up(p, ROWS), _up(q, group)), H.dtype)
-        squares = form(out, None, None, None, None, None)
+        squares = form(out, None, None, 0, None)
         yield rows, columns, k, out[:p, :q], squares
 
 
