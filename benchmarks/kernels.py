@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import tempfile
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import count, product
@@ -29,7 +29,7 @@ from threadpoolctl import threadpool_limits
 from benchmarks.common import in_turns, power_law, print_machine
 from dmf.engine.grid import balanced_bounds
 from dmf.kernels import dense, sparse
-from dmf.kernels.dense import DenseBlock
+from dmf.kernels.dense import DenseBlock, cuts
 from dmf.kernels.sparse import SparseBlock
 from dmf.observed import observe
 
@@ -136,58 +136,99 @@ def report_sparse(X: Any, libraries: dict[str, Any]) -> None:
         )
 
 
-def two_products(
+def products_of_gradient(
     block: DenseBlock, moving: Any, fixed: Any, axis: int, tile: tuple[int, int]
 ) -> None:
     """Do the matrix products of `dense.gradient`, tile by tile, and nothing else."""
     W, H = (moving[:, 0], fixed[:, 0]) if axis == 0 else (fixed[:, 0], moving[:, 0])
-    scratch = np.empty(tile[0] * tile[1], dtype=W.dtype)
     result = np.zeros_like(moving[:, 0])
+    for rows, columns, out in tiles_of(block, tile):
+        np.matmul(W[rows], H[columns].T, out=out)
+        if axis == 0:
+            result[rows] += out @ H[columns]
+        else:
+            result[columns] += out.T @ W[rows]
+
+
+def products_of_curvature(
+    block: DenseBlock,
+    moves: tuple[Any, ...],
+    fixed: Any,
+    axis: int,
+    tile: tuple[int, int],
+) -> None:
+    """Do the matrix products of `dense.curvature`, likewise."""
+    for rows, columns, out in tiles_of(block, tile):
+        for move in moves:
+            pair = (move, fixed) if axis == 0 else (fixed, move)
+            np.matmul(pair[0][rows, 0], pair[1][columns, 0].T, out=out)
+
+
+def tiles_of(
+    block: DenseBlock, tile: tuple[int, int]
+) -> Iterator[tuple[slice, slice, Any]]:
+    """Cut a block into tiles: yield rows, columns, and memory for their product."""
+    scratch = np.empty(tile[0] * tile[1], dtype=block.values.dtype)
     p, q = block.shape
-    for j in range(0, q, tile[1]):
-        columns = slice(j, min(j + tile[1], q))
-        for i in range(0, p, tile[0]):
-            rows = slice(i, min(i + tile[0], p))
-            shape = rows.stop - i, columns.stop - j
-            out = scratch[: shape[0] * shape[1]].reshape(shape)
-            np.matmul(W[rows], H[columns].T, out=out)
-            if axis == 0:
-                result[rows] += out @ H[columns]
-            else:
-                result[columns] += out.T @ W[rows]
+    for columns, rows in product(cuts(q, tile[1]), cuts(p, tile[0])):
+        shape = rows.stop - rows.start, columns.stop - columns.start
+        yield rows, columns, scratch[: shape[0] * shape[1]].reshape(shape)
 
 
 def report_dense(size: int = 8000, observed: float = 0.6) -> None:
     rng = np.random.default_rng(0)
     values = rng.standard_normal((size, size), dtype=np.float32)
     block = DenseBlock(values, rng.random((size, size), dtype=np.float32) < observed)
-    print(f"\ndense, {size} × {size}, float32, {observed:.0%} observed: gradient")
+    print(f"\ndense, {size} × {size}, float32, {observed:.0%} observed, one thread")
     heads = f"{'time':>11}{'GFLOP/s':>9}{'/ products':>12}{'memory':>10}"
-    print(f"  {'':10}{'axis':>5}{heads}")
+    print(f"  {'':10}{'':20}{'axis':>5}{heads}")
     for rank, axis in product((16, 32, 64, 128), (0, 1)):
-        moving, fixed = (
-            rng.standard_normal((size, 1, rank), dtype=np.float32) for _ in range(2)
+        moving, fixed, move = (
+            rng.standard_normal((size, 1, rank), dtype=np.float32) for _ in range(3)
         )
-        arguments = block, moving, fixed, axis
-        calls = {
-            "kernel": partial(dense.gradient, *arguments),
-            "tiles": partial(two_products, *arguments, (240, 1920)),
-            "rows": partial(two_products, *arguments, (64, size)),
-        }
-        times = in_turns(calls, repeat=5)
-        took = float(np.median(times["kernel"]))
-        # Which shape suits BLAS depends on the rank: the better one is the yardstick.
-        products = np.minimum(times["tiles"], times["rows"])
-        share = np.median(products / times["kernel"])
-        tracemalloc.start()
-        dense.gradient(*arguments)
-        peak = tracemalloc.get_traced_memory()[1] - moving.nbytes
-        tracemalloc.stop()
-        rate = 4 * size**2 * rank / took / 1e9
-        print(
-            f"  r = {rank:<6}{axis:>5}{1e3 * took:8.0f} ms{rate:9.0f}{share:11.0%}"
-            f"{peak / 1e6:7.1f} MB"
+        gradient = block, moving, fixed, axis
+        curvature = block, (moving, move), fixed, axis
+        report_dense_kernel(
+            "gradient", dense.gradient, products_of_gradient, gradient, moving.nbytes
         )
+        report_dense_kernel(
+            "curvature of a plane",
+            dense.curvature,
+            products_of_curvature,
+            curvature,
+            3 * 8 * size,
+        )
+
+
+def report_dense_kernel(
+    name: str,
+    kernel: Callable[..., Any],
+    products: Callable[..., None],
+    arguments: tuple[Any, ...],
+    result_bytes: int,
+) -> None:
+    """Print what a kernel takes beside its two matrix products alone."""
+    _, _, fixed, axis = arguments
+    size, rank = fixed.shape[0], fixed.shape[2]
+    calls = {
+        "kernel": partial(kernel, *arguments),
+        "tiles": partial(products, *arguments, (240, 1920)),
+        "rows": partial(products, *arguments, (64, size)),
+    }
+    times = in_turns(calls, repeat=5)
+    took = float(np.median(times["kernel"]))
+    # Which shape suits BLAS depends on the rank: the better one is the yardstick.
+    best = np.minimum(times["tiles"], times["rows"])
+    share = np.median(best / times["kernel"])
+    tracemalloc.start()
+    kernel(*arguments)
+    peak = tracemalloc.get_traced_memory()[1] - result_bytes
+    tracemalloc.stop()
+    rate = 4 * size**2 * rank / took / 1e9
+    print(
+        f"  r = {rank:<6}{name:<20}{axis:>5}{1e3 * took:8.0f} ms{rate:9.0f}"
+        f"{share:11.0%}{peak / 1e6:7.1f} MB"
+    )
 
 
 def main() -> None:

@@ -110,8 +110,9 @@ def test_tiles_give_what_one_tile_gives(
     W, H = stacked_start(problem, 3)
     block, _ = block_of(problem, "dense", "weights")
     whole = every_kernel("dense", "weights", block, W, H, axis)
-    monkeypatch.setattr(tiles, "TILE_ROWS", (7, 7))
-    monkeypatch.setattr(tiles, "TILE_ROW_BYTES", 11 * 8)
+    monkeypatch.setattr(tiles, "TILE_ROWS", 7)
+    monkeypatch.setattr(tiles, "WRITTEN_ROWS", 5)
+    monkeypatch.setattr(tiles, "TILE_COLUMNS", 11)
     monkeypatch.setattr(dense, "TILE_BYTES", 7 * 3 * 3**2 * 8)  # for `gram`
     for name, part in every_kernel("dense", "weights", block, W, H, axis).items():
         np.testing.assert_allclose(

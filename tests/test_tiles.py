@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from dmf.kernels import dense, tiles
 from dmf.kernels.dense import DenseBlock
-from dmf.kernels.registers import VECTORS_BESIDE
 
 Array = Any
 
@@ -46,9 +45,9 @@ def problems(draw: Any, dtype: Any) -> tuple[DenseBlock, Array, Array]:
 def test_tiles_follow_the_formulas(dtype: Any, data: Any, two: bool) -> None:
     block, W, H = data.draw(problems(dtype))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiles, "TILE_ROWS", (16, 16))
-        patch.setattr(tiles, "LONG_TILE", 24)
-        patch.setattr(tiles, "TILE_ROW_BYTES", 64 * np.dtype(dtype).itemsize)
+        patch.setattr(tiles, "TILE_ROWS", 24)
+        patch.setattr(tiles, "WRITTEN_ROWS", 12)
+        patch.setattr(tiles, "TILE_COLUMNS", 64)
         gradients = [dense.gradient(block, *pair) for pair in ((W, H, 0), (H, W, 1))]
         moves = [(A, A[::-1].copy()) if two else (A,) for A in (W, H)]
         curvatures = [
@@ -80,36 +79,58 @@ def test_tiles_follow_the_formulas(dtype: Any, data: Any, two: bool) -> None:
 
 
 @pytest.mark.parametrize("axis", [0, 1])
-@pytest.mark.parametrize("rank", [8, 17, 40])
+@pytest.mark.parametrize("rank", [1, 17, 40, 300])
 @pytest.mark.parametrize(("dtype", "off"), [(np.float32, 3e-6), (np.float64, 1e-14)])
-def test_blas_and_patches_agree(
-    axis: int, rank: int, dtype: Any, off: float, monkeypatch: pytest.MonkeyPatch
+def test_many_tiles_give_what_one_product_gives(
+    axis: int, rank: int, dtype: Any, off: float
 ) -> None:
-    """Whether BLAS does the second product, or both are done patch by patch."""
+    """Tiles as large as they are, some of them not full, against BLAS on all of X."""
     rng = np.random.default_rng(0)
     values = rng.standard_normal((505, 2003)).astype(dtype)
-    block = DenseBlock(values, rng.random(values.shape) < 0.6)
-    W, H = (rng.standard_normal((n, 2, rank)).astype(dtype) for n in block.shape)
-    pair = (W, H) if axis == 0 else (H, W)
-    found = []
-    for suits in (True, False):
-        monkeypatch.setattr(tiles, "suits", lambda *_, suits=suits: suits)
-        found.append(dense.gradient(block, *pair, axis))
-    (G, loss), (plain, same) = found
-    np.testing.assert_allclose(G, plain, rtol=0, atol=off * np.abs(plain).max())
-    np.testing.assert_allclose(loss, same, rtol=off)
+    M = rng.random(values.shape) < 0.6
+    W, H = (rng.standard_normal((n, 2, rank)).astype(dtype) for n in values.shape)
+    moving, fixed = (W, H) if axis == 0 else (H, W)
+    moves = moving, rng.standard_normal(moving.shape).astype(dtype)
+    block = DenseBlock(values, M)
+    G, loss = dense.gradient(block, moving, fixed, axis)
+    curved = dense.curvature(block, moves, fixed, axis)
+    of_one = dense.curvature(block, moves[:1], fixed, axis)
+    turn = (lambda A: A) if axis == 0 else np.transpose
+    values, M = turn(values).astype(float), turn(M)
+    for k in range(2):
+        F, D, S = (A[:, k].astype(float) for A in (fixed, *moves))
+        DF, SF = D @ F.T, S @ F.T
+        R = M * (DF - values)
+        plain = np.stack([(M * DF**2), (M * DF * SF), (M * SF**2)]).sum(axis=2).T
+        size = np.abs(R) @ np.abs(F)
+        np.testing.assert_array_less(np.abs(G[:, k] - R @ F), off * size)
+        np.testing.assert_allclose(loss[k], 0.5 * (R**2).sum(), rtol=off)
+        sizes = np.sqrt(plain[:, :1] * plain[:, 2:])
+        assert np.abs((curved[:, k] - plain)[:, 1:2] / sizes).max() < off
+        np.testing.assert_allclose(curved[:, k, ::2], plain[:, ::2], rtol=off)
+        np.testing.assert_allclose(of_one[:, k, 0], plain[:, 0], rtol=off)
 
 
-def test_patches_suit_low_ranks_of_one_dtype() -> None:
-    def suits(rank: int, dtype: Any, fixed: Any) -> bool:
-        factors = np.zeros((3, 1, rank), dtype), np.zeros((5, 1, rank), fixed)
-        return tiles.suits(DenseBlock(np.zeros((3, 5), dtype), None), *factors)
-
-    f, d = np.float32, np.float64
-    most = 8 * VECTORS_BESIDE
-    assert [r for r in range(1, 700) if suits(r, f, f)] == list(range(8, most + 1))
-    assert [r for r in range(1, 700) if suits(r, d, d)] == list(range(4, most // 2 + 1))
-    assert not suits(16, f, d)
+@pytest.mark.parametrize("axis", [0, 1])
+def test_factors_of_another_dtype_are_taken_as_that_of_x(axis: int) -> None:
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((30, 70)).astype(np.float32)
+    block = DenseBlock(values, rng.random(values.shape) < 0.5)
+    for dtypes in ([np.float64, np.float32], [np.float32, np.float64]):
+        factors = [
+            rng.standard_normal((n, 1, 5)).astype(dtype)
+            for n, dtype in zip(block.shape, dtypes, strict=True)
+        ]
+        moving, fixed = factors if axis == 0 else factors[::-1]
+        same = moving.astype(np.float32), fixed.astype(np.float32)
+        found, loss = dense.gradient(block, moving, fixed, axis)
+        plain, plain_loss = dense.gradient(block, *same, axis)
+        assert found.dtype == moving.dtype
+        np.testing.assert_allclose(found, plain, rtol=1e-5, atol=1e-4)
+        np.testing.assert_allclose(loss, plain_loss)
+        curved = dense.curvature(block, (moving,), fixed, axis)
+        plain = dense.curvature(block, same[:1], same[1], axis)
+        np.testing.assert_allclose(curved, plain, rtol=1e-5)
 
 
 def test_what_is_unobserved_may_be_anything() -> None:

@@ -3,8 +3,8 @@
 A block is worked through in tiles, so that the residual of a whole block never exists:
 a tile is a product that stays in the processor's cache between the operations on it.
 All candidates work on a tile before the next one is read. On NumPy and CuPy the tiles
-are those of `dmf.kernels.tiles` and `dmf.kernels.cuda_tiles`, compiled; this module has
-them for all other namespaces.
+are those of `dmf.kernels.tiles` and `dmf.kernels.cuda_tiles`, compiled (on NumPy they
+are hardly ever written at all); this module has them for all other namespaces.
 """
 
 from __future__ import annotations
@@ -87,9 +87,8 @@ def gradient(
     if is_numpy_namespace(xp):
         from dmf.kernels import tiles
 
-        if tiles.suits(block, moving, fixed):
-            tiles.gradient(block, moving, fixed, axis, result, loss)
-            return result, loss
+        tiles.gradient(block, moving, fixed, axis, result, loss)
+        return result, loss
     for rows, columns, k, weighted, squares in _residuals(block, W, H):
         loss[k] += 0.5 * squares
         if axis == 0:
