@@ -27,7 +27,7 @@ from dmf.engine.grid import (
     ranked_grids,
     stored_in,
 )
-from dmf.engine.layout import grid_of_chunks
+from dmf.engine.layout import layout_for
 from dmf.engine.loading import load
 from dmf.engine.losses import WorkersLost
 from dmf.engine.memory import threads_of
@@ -207,7 +207,7 @@ def test_merged_bounds_are_made_of_whole_chunks(chunks: list[int], parts: int) -
 
 def grid_of(X: Any, machine: Machine) -> Any:
     work = Work(X.shape, X.size, 16, "dense", X.dtype.itemsize)
-    return grid_of_chunks(X, work, machine)
+    return layout_for(X, work, machine, stream=False).grid
 
 
 def test_good_chunks_are_kept() -> None:
@@ -253,6 +253,18 @@ def test_one_chunk_may_hold_nearly_everything() -> None:
     with pytest.warns(PerformanceWarning, match="times as long"):
         found = grid_of(X, Machine(16))
     assert np.diff(found.row_bounds).max() <= 4_000_030 / 15
+
+
+def test_chunks_that_are_streamed_are_judged_as_streamed() -> None:
+    """In memory they would be too small: a warning of that would be an error."""
+    X = da.zeros((39_325, 12_800), chunks=(275, -1), dtype="f4")
+    machine = Machine(1, 1, memory=640 * 2**20)
+    work = Work(X.shape, X.size, 3, "dense", X.dtype.itemsize, chunk=275 * 12_800)
+    found = layout_for(X, work, machine)
+    assert found.work.streamed
+    assert found.grid.shape == (143, 1)
+    with pytest.warns(PerformanceWarning, match="143 × 1 chunks, with which"):
+        layout_for(X, work, machine, stream=False)
 
 
 def test_weights_take_room_too() -> None:

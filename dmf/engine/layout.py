@@ -13,6 +13,7 @@ import numpy as np
 
 from dmf.engine.cost import Machine, Work, cost_of
 from dmf.engine.grid import (
+    Flaw,
     Grid,
     balanced_grid,
     even_bounds,
@@ -129,6 +130,7 @@ def layout_for(
         fits = kept.bytes().total <= KEEP_SHARE * machine.memory
         may = stream is None and work.kind == "dense" and not fits
         if not (may and _readable(machine, X, *beside)):
+            _tell_of_chunks(X, kept)
             return kept
     elif not _readable(machine, X, *beside):
         msg = (
@@ -137,7 +139,9 @@ def layout_for(
         )
         raise ValueError(msg)
     work = replace(work, streamed=True)
-    return Layout(work, machine, grid_of_chunks(X, work, machine))
+    streamed = Layout(work, machine, grid_of_chunks(X, work, machine))
+    _tell_of_chunks(X, streamed)
+    return streamed
 
 
 def _readable(machine: Machine, *arrays: Any) -> bool:
@@ -239,26 +243,35 @@ def grid_of_chunks(X: Any, work: Work, machine: Machine) -> Grid:
 
     Sparse chunks are kept: what they store isn't known before they are read.
     """
-    from dask.array import PerformanceWarning
-
     own = _of_whole_chunks(X, X.numblocks)
-    flaw = None if work.kind == "sparse" else flaw_of(work, own, machine)
-    if flaw is None:
+    if _flaw_of_chunks(own, work, machine) is None:
         return own
     ranked = ranked_grids(work, machine)
     merged = (_of_whole_chunks(X, shape) for shape in ranked)
     good = (grid for grid in merged if flaw_of(work, grid, machine) is None)
     best = next(good, None)
-    if best is None:  # whole chunks won't do: cut them
-        best = _cut_grid(X, work, machine)
-    if flaw.matters:
-        msg = (
-            f"X has {own.shape[0]} × {own.shape[1]} chunks, {flaw.why}; the fit uses "
-            f"{best.shape[0]} × {best.shape[1]} blocks. Rechunk X to save the work of "
-            "doing it in every fit"
-        )
-        warnings.warn(msg, PerformanceWarning, stacklevel=2)
-    return best
+    # Where whole chunks won't do, they are cut.
+    return _cut_grid(X, work, machine) if best is None else best
+
+
+def _flaw_of_chunks(own: Grid, work: Work, machine: Machine) -> Flaw | None:
+    return None if work.kind == "sparse" else flaw_of(work, own, machine)
+
+
+def _tell_of_chunks(X: Any, layout: Layout) -> None:
+    """Warn of chunks that weren't kept, where that matters."""
+    from dask.array import PerformanceWarning
+
+    own = _of_whole_chunks(X, X.numblocks)
+    flaw = _flaw_of_chunks(own, layout.work, layout.machine)
+    if flaw is None or not flaw.matters:
+        return
+    (P, Q), (p, q) = own.shape, layout.grid.shape
+    msg = (
+        f"X has {P} × {Q} chunks, {flaw.why}; the fit uses {p} × {q} blocks. Rechunk X "
+        "to save the work of doing it in every fit"
+    )
+    warnings.warn(msg, PerformanceWarning, stacklevel=3)
 
 
 def _cut_grid(X: Any, work: Work, machine: Machine) -> Grid:
