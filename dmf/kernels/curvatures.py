@@ -6,26 +6,27 @@ summed: neither the products nor anything else as large as a tile is ever writte
 
 from __future__ import annotations
 
+from itertools import combinations_with_replacement
 from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
-from numba.core.errors import TypingError
 
 from dmf.kernels.registers import (
     ROWS,
     VECTORS,
     Operand,
-    add_at,
     add_product,
-    array_of,
+    check_dtypes,
     copy,
     lanes_of,
+    operands,
     prefetch_rows,
     products,
     shape_of,
+    store_at,
     transpose,
+    vector_at,
     weigher,
 )
 from dmf.kernels.vectors import compiled, intrinsic
@@ -39,65 +40,56 @@ def _curvature_patch(typing, lefts, rights, h, weights, place, stride, sums, i, 
     `stride` apart. What `lefts`, `rights` and `sums` are: see `curvature`.
     """
     dtype = sums.dtype
-    if weights.dtype not in (types.uint8, dtype):
-        msg = f"M is {weights.dtype}, but the factors are {dtype}"
-        raise TypingError(msg)
+    check_dtypes(dtype, weights)
+    kind = weights.dtype
     lanes = lanes_of(dtype)
     by_row = sums.ndim == 3
 
     def generate(context, builder, signature, arguments):
         index = ir.IntType(64)
         vector = ir.VectorType(context.get_value_type(dtype), lanes)
-
-        def array(position):
-            kind = signature.args[position]
-            return array_of(context, builder, kind, arguments[position])
-
-        def arrays(position):
-            kind = signature.args[position].dtype
-            parts = cgutils.unpack_tuple(builder, arguments[position])
-            return [array_of(context, builder, kind, part) for part in parts]
-
-        left, right = arrays(0), arrays(1)
+        given = operands(context, builder, signature, arguments)
+        left, right, h, M, place, stride, out, i, j = given
         height, width = ROWS // len(left), VECTORS // len(right)
         rank = shape_of(builder, left[0])[0]
-        begin = builder.mul(arguments[2], builder.mul(rank, index(width * lanes)))
-        M = builder.gep(array(3).data, [arguments[4]])
-        size = width * lanes * weights.dtype.bitwidth // 8
-        prefetch_rows(builder, M, arguments[5], range(height, 2 * height), size)
+        M = builder.gep(M.data, [place])
+        size = width * lanes * kind.bitwidth // 8
+        prefetch_rows(builder, M, stride, range(height, 2 * height), size)
         rows = [Operand(part.data, height, index(height), index(1)) for part in left]
+        begin = builder.mul(h, builder.mul(rank, index(width * lanes)))
         starts = [builder.gep(part.data, [begin]) for part in right]
         step, apart = index(width * lanes), index(lanes)
         columns = [Operand(start, width, step, apart) for start in starts]
         patch = products(builder, rank, rows, columns, vector)
-        out = array(6)
         # From the sums of one pair to those of the next.
-        apart, to = shape_of(builder, out)[1], arguments[8]
+        apart, to = shape_of(builder, out)[1], j
         if by_row:
-            apart = builder.mul(apart, index(lanes))
-            to = builder.mul(arguments[7], index(lanes))
+            apart, to = builder.mul(apart, index(lanes)), builder.mul(i, index(lanes))
+        start = builder.gep(out.data, [to])
         totals: dict[tuple[int, int], Any] = {}
+
+        def place_of(pair, along):
+            return builder.add(builder.mul(apart, index(pair)), index(along * lanes))
+
         for m in range(height):
             for v in range(width):
-                at = builder.mul(arguments[5], index(m))
-                at = builder.add(at, index(v * lanes))
-                weigh = weigher(builder, M, at, weights.dtype, vector)
+                at = builder.add(builder.mul(stride, index(m)), index(v * lanes))
+                weigh = weigher(builder, M, at, kind, vector)
                 # Of two moves, either the rows or the columns of the patch are shared.
                 of_moves = [
                     weigh(row[u])
                     for row in patch[m::height]
                     for u in range(v, VECTORS, width)
                 ]
-                pair = 0
-                for a, (weighted, _) in enumerate(of_moves):
-                    for _, product in of_moves[a:]:
-                        key = pair, m if by_row else v
-                        old = totals.get(key, ir.Constant(vector, None))
-                        totals[key] = add_product(builder, old, weighted, product)
-                        pair += 1
-        for (pair, along), total in totals.items():
-            at = builder.add(builder.mul(apart, index(pair)), index(along * lanes))
-            add_at(builder, out.data, builder.add(to, at), total)
+                pairs = combinations_with_replacement(of_moves, 2)
+                for pair, ((weighted, _), (_, product)) in enumerate(pairs):
+                    key = pair, m if by_row else v
+                    if key not in totals:
+                        totals[key] = vector_at(builder, start, place_of(*key), vector)
+                    old = totals[key]
+                    totals[key] = add_product(builder, old, weighted, product)
+        for key, total in totals.items():
+            store_at(builder, start, place_of(*key), total)
         return context.get_dummy_value()
 
     names = lefts, rights, h, weights, place, stride, sums, i, j

@@ -38,7 +38,8 @@ class DenseBlock(Sized):
     Parameters
     ----------
     values : array, shape (p, q)
-        Finite everywhere; what stands where the weight is 0 doesn't matter.
+        Finite everywhere; what stands where the weight is 0 doesn't matter. Factors are
+        taken in its dtype.
     weights : array of bool or of the dtype of `values`, shape (p, q), or None
         The block's part of the mask M. None: everything is observed.
     """

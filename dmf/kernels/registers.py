@@ -1,10 +1,10 @@
 """Products of a few rows and a few columns, held in registers, for compiled loops.
 
-At low ranks a dense kernel waits for memory, not for arithmetic: BLAS writes a product
-that is then read again, and X and M are read beside it. So the product of rows of two
-factors isn't left to BLAS. A patch of it, as large as the processor has registers for,
-is summed over the rank and stays there until what depends on it is formed; the next
-rows of X and M are fetched meanwhile.
+BLAS writes a product that is then read again, and X and M are read beside it: at low
+ranks most of the time goes there. So the product of rows of two factors isn't left to
+BLAS. A patch of it, as large as the processor has registers for, is summed over the
+rank and stays there until what depends on it is formed; the next rows of X and M are
+fetched meanwhile. (From some hundred columns of the factors on, BLAS is as fast.)
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from llvmlite import binding, ir
 from numba import types
 from numba.core import cgutils
+from numba.core.errors import TypingError
 
 from dmf.kernels.vectors import CACHE_LINE, compiled, prefetch_address, spread
 
@@ -98,9 +99,28 @@ def lanes_of(dtype: Any) -> int:
     return 8 * VECTOR_BYTES // int(dtype.bitwidth)
 
 
-def array_of(context: Any, builder: Any, kind: Any, value: Any) -> Any:
-    """Return what LLVM is to know of an array of some Numba type."""
-    return context.make_array(kind)(context, builder, value)
+def operands(context: Any, builder: Any, signature: Any, arguments: Any) -> list[Any]:
+    """Return what LLVM is to know of an intrinsic's arrays, and all else as it is."""
+
+    def operand(kind: Any, value: Any) -> Any:
+        if isinstance(kind, types.UniTuple):
+            parts = cgutils.unpack_tuple(builder, value)
+            return [operand(*pair) for pair in zip(kind.types, parts, strict=True)]
+        if isinstance(kind, types.Array):
+            return context.make_array(kind)(context, builder, value)
+        return value
+
+    return [operand(*pair) for pair in zip(signature.args, arguments, strict=True)]
+
+
+def check_dtypes(dtype: Any, weights: Any) -> None:
+    """Refuse blocks that aren't what `dmf.kernels.dense.DenseBlock` says."""
+    if not isinstance(dtype, types.Float):
+        msg = f"X is {dtype}; it must be float32 or float64"
+        raise TypingError(msg)
+    if isinstance(weights, types.Array) and weights.dtype not in (types.uint8, dtype):
+        msg = f"M is {weights.dtype}, but X is {dtype}; M must be so too, or bool"
+        raise TypingError(msg)
 
 
 def shape_of(builder: Any, array: Any) -> list[Any]:
@@ -195,7 +215,9 @@ def store_at(builder: Any, start: Any, offset: Any, vector: Any) -> None:
 def add_at(builder: Any, start: Any, offset: Any, vector: Any) -> None:
     """Add a vector to what is at `start[offset]`."""
     old = vector_at(builder, start, offset, vector.type)
-    store_at(builder, start, offset, builder.fadd(old, vector))
+    # A flag of its own, so that Numba gives it no others: the terms of the vector
+    # aren't to be added to the old sum one after the other.
+    store_at(builder, start, offset, builder.fadd(old, vector, flags=("nsz",)))
 
 
 def put(

@@ -13,7 +13,6 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.core.errors import TypingError
 
 from dmf.kernels.registers import (
     ROWS,
@@ -23,9 +22,10 @@ from dmf.kernels.registers import (
     Values,
     add_at,
     add_product,
-    array_of,
+    check_dtypes,
     copy,
     lanes_of,
+    operands,
     prefetch_rows,
     products,
     put,
@@ -50,31 +50,27 @@ def _residual_patch(
     their rows. The sum goes to `totals`, one float64 for each lane of a vector.
     """
     dtype = right.dtype
-    if values.dtype != dtype:
-        msg = f"X is {values.dtype}, but the factors are {dtype}"
-        raise TypingError(msg)
+    check_dtypes(dtype, weights)
+    kind = getattr(weights, "dtype", None)
     lanes = lanes_of(dtype)
     group = VECTORS * lanes
+    written = isinstance(out, types.Array)
 
     def generate(context, builder, signature, arguments):
         index = ir.IntType(64)
         vector = ir.VectorType(context.get_value_type(dtype), lanes)
-
-        def array(position):
-            kind = signature.args[position]
-            return array_of(context, builder, kind, arguments[position])
-
-        left, place, stride, to = array(0), arguments[5], arguments[6], arguments[9]
-        rank = shape_of(builder, left)[0]
-        begin = builder.mul(arguments[2], builder.mul(rank, index(group)))
-        begin = builder.gep(array(1).data, [begin])
-        X, M, kind = builder.gep(array(3).data, [place]), None, None
+        given = operands(context, builder, signature, arguments)
+        left, right, h, X, M, place, stride, out, onto, to, totals = given
+        X = builder.gep(X.data, [place])
         ahead = range(ROWS, 2 * ROWS)
         prefetch_rows(builder, X, stride, ahead, group * dtype.bitwidth // 8)
-        if not isinstance(weights, types.NoneType):
-            M, kind = builder.gep(array(4).data, [place]), weights.dtype
+        M = None if kind is None else builder.gep(M.data, [place])
+        if kind is not None:
             prefetch_rows(builder, M, stride, ahead, group * kind.bitwidth // 8)
+        rank = shape_of(builder, left)[0]
         rows = Operand(left.data, ROWS, index(ROWS), index(1))
+        begin = builder.mul(h, builder.mul(rank, index(group)))
+        begin = builder.gep(right.data, [begin])
         columns = Operand(begin, VECTORS, index(group), index(lanes))
         patch = products(builder, rank, [rows], [columns], vector)
         total = ir.Constant(vector, None)
@@ -87,13 +83,13 @@ def _residual_patch(
         wide = ir.VectorType(ir.DoubleType(), lanes)
         if total.type != wide:
             total = builder.fpext(total, wide)
-        add_at(builder, array(10).data, index(0), total)
-        if isinstance(out, types.NoneType):
-            onto = builder.gep(array(8).data, [to])
-            _add_to_columns(builder, rank, left.data, patch, onto)
+        add_at(builder, totals.data, index(0), total)
+        if written:
+            start = builder.gep(out.data, [to])
+            put(builder, store_at, patch, start, shape_of(builder, out)[1])
         else:
-            start = builder.gep(array(7).data, [to])
-            put(builder, store_at, patch, start, shape_of(builder, array(7))[1])
+            start = builder.gep(onto.data, [to])
+            _add_to_columns(builder, rank, left.data, patch, start)
         return context.get_dummy_value()
 
     names = left, right, h, values, weights, place, stride, out, onto, to, totals
@@ -109,15 +105,16 @@ def _add_to_columns(
     vector = patch[0][0].type
     with cgutils.for_range(builder, rank) as loop:
         row_of_left = builder.gep(left, [builder.mul(loop.index, index(ROWS))])
-        totals = [ir.Constant(vector, None)] * VECTORS
+        group = VECTORS * vector.count
+        start = builder.gep(onto, [builder.mul(loop.index, index(group))])
+        places = [index(v * vector.count) for v in range(VECTORS)]
+        totals = [vector_at(builder, start, place, vector) for place in places]
         for m, row in enumerate(patch):
             factor = builder.load(builder.gep(row_of_left, [index(m)]))
             factor = spread(builder, factor, vector)
             pairs = zip(totals, row, strict=True)
             totals = [add_product(builder, t, factor, part) for t, part in pairs]
-        group = VECTORS * vector.count
-        start = builder.gep(onto, [builder.mul(loop.index, index(group))])
-        put(builder, add_at, [totals], start, index(group))
+        put(builder, store_at, [totals], start, index(group))
 
 
 def _adder_to_rows(vectors: int) -> Any:
@@ -125,27 +122,25 @@ def _adder_to_rows(vectors: int) -> Any:
 
     @intrinsic
     def add(typing, patch, beside, j, onto, i, s):
-        lanes = lanes_of(patch.dtype)
+        dtype = patch.dtype
+        lanes = lanes_of(dtype)
 
         def generate(context, builder, signature, arguments):
             index = ir.IntType(64)
-            vector = ir.VectorType(context.get_value_type(patch.dtype), lanes)
-            kinds = signature.args
-            T, H, G = (
-                array_of(context, builder, kinds[n], arguments[n]) for n in (0, 1, 3)
-            )
+            vector = ir.VectorType(context.get_value_type(dtype), lanes)
+            given = operands(context, builder, signature, arguments)
+            patch, H, j, onto, i, s = given
             width = shape_of(builder, H)[1]
-            _, _, j, _, i, s = arguments
 
             def start(array, row):
                 at = builder.add(builder.mul(row, width), s)
                 return builder.gep(array.data, [at])
 
             group = index(VECTORS * lanes)
-            rows = Operand(T.data, ROWS, index(1), group)
+            rows = Operand(patch.data, ROWS, index(1), group)
             columns = Operand(start(H, j), vectors, width, index(lanes))
             found = products(builder, group, [rows], [columns], vector)
-            put(builder, add_at, found, start(G, i), width)
+            put(builder, add_at, found, start(onto, i), width)
             return context.get_dummy_value()
 
         return types.void(patch, beside, j, onto, i, s), generate

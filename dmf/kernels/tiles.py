@@ -32,11 +32,11 @@ def gradient(
     block: Any, moving: Array, fixed: Array, axis: int, result: Array, loss: Array
 ) -> None:
     """Write what `dmf.kernels.dense.gradient` returns into zeros."""
-    dtype, (_, candidates, rank) = block.values.dtype, moving.shape
+    dtype, rank = block.values.dtype, moving.shape[2]
     group, lanes = _group(dtype), _lanes(dtype)
     W, H = (fixed, moving) if axis else (moving, fixed)
     patch = np.empty((ROWS, group), dtype)
-    beside = [patch] * candidates
+    beside: dict[int, Array] = {}  # for each candidate
     for rows, columns, k, form in _formed(block, W, H, TILE_ROWS):
         p, q = rows.stop - rows.start, _up(columns.stop - columns.start, group)
         if axis:
@@ -106,9 +106,10 @@ def curvature(
     lefts, rights = (moves, (fixed,)) if axis == 0 else ((fixed,), moves)
     lefts = tuple(frozen(left) for left in lefts)
     dtype, rank = block.values.dtype, fixed.shape[2]
-    group, lanes = _group(dtype), _lanes(dtype)
-    height, width = ROWS // len(lefts), group // len(rights)
+    lanes = _lanes(dtype)
+    height, width = ROWS // len(lefts), _group(dtype) // len(rights)
     room = tuple(np.empty((rank, height), dtype) for _ in lefts)
+    ones = np.ones(lanes, dtype)
     totals = np.zeros(result.shape[::-1])  # along vectors, not across
     loops: Any = add_curvature
     for rows, columns, (_, weights), place in _tiles(
@@ -117,13 +118,13 @@ def curvature(
         p, q = rows.stop - rows.start, columns.stop - columns.start
         if rows.start == 0:
             packed = tuple(_packed(right, columns, width, dtype) for right in rights)
-            corner = np.empty((ROWS, group), weights.dtype)
+            corner = np.empty((height, width), weights.dtype)
         for k in range(fixed.shape[1]):
             tile = lefts, packed, k, rows.start, weights, *place, p, q, corner, room
             if axis == 0:
                 sums = np.zeros((len(totals), _up(p, height), lanes), dtype)
                 loops(*tile, sums)
-                totals[:, k, rows] += sums.sum(axis=2)[:, :p]
+                totals[:, k, rows] += (sums @ ones)[:, :p]  # sum(axis=2) is slow
             else:
                 sums = np.zeros((len(totals), _up(q, width)), dtype)
                 loops(*tile, sums)
@@ -184,7 +185,7 @@ def _padded(rows: Array, shape: tuple[int, int], dtype: Any) -> Array:
 
 def _columns(rank: int, dtype: Any) -> int:
     """Return the columns of a tile."""
-    # Their rows of H are there twice: packed, and as they are.
+    # For a gradient their rows of H are there twice: packed, and as they are.
     fit = TILE_BYTES_OF_H // (2 * rank * int(np.dtype(dtype).itemsize))
     group = _group(dtype)
     return min(TILE_COLUMNS, max(fit // group, 1) * group)
