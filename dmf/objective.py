@@ -56,8 +56,8 @@ class Terms(NamedTuple):
         """Return λ of each entry, shape (p, K or 1, c or 1)."""
         if self.columns is None:
             return self.strengths
-        own, beside = self.columns[0, ...], self.columns[1, ...]
-        return self.strengths[..., :1] * own + self.strengths[..., 1:] * beside
+        xp = array_namespace(self.strengths)
+        return xp.tensordot(self.strengths, self.columns, axes=1)
 
     @property
     def free(self) -> Array | None:
