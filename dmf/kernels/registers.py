@@ -125,7 +125,7 @@ def check_dtypes(dtype: Any, weights: Any) -> None:
 
 def shape_of(builder: Any, array: Any) -> list[Any]:
     """Return the lengths of an array."""
-    return cgutils.unpack_tuple(builder, array.shape)  # type: ignore[no-any-return]
+    return list(cgutils.unpack_tuple(builder, array.shape))
 
 
 def products(
