@@ -13,7 +13,6 @@ import numpy as np
 
 from dmf.engine.cost import Machine, Work, cost_of
 from dmf.engine.grid import (
-    Flaw,
     Grid,
     balanced_grid,
     even_bounds,
@@ -244,7 +243,7 @@ def grid_of_chunks(X: Any, work: Work, machine: Machine) -> Grid:
     Sparse chunks are kept: what they store isn't known before they are read.
     """
     own = _of_whole_chunks(X, X.numblocks)
-    if _flaw_of_chunks(own, work, machine) is None:
+    if work.kind == "sparse" or flaw_of(work, own, machine) is None:
         return own
     ranked = ranked_grids(work, machine)
     merged = (_of_whole_chunks(X, shape) for shape in ranked)
@@ -254,16 +253,14 @@ def grid_of_chunks(X: Any, work: Work, machine: Machine) -> Grid:
     return _cut_grid(X, work, machine) if best is None else best
 
 
-def _flaw_of_chunks(own: Grid, work: Work, machine: Machine) -> Flaw | None:
-    return None if work.kind == "sparse" else flaw_of(work, own, machine)
-
-
 def _tell_of_chunks(X: Any, layout: Layout) -> None:
     """Warn of chunks that weren't kept, where that matters."""
     from dask.array import PerformanceWarning
 
     own = _of_whole_chunks(X, X.numblocks)
-    flaw = _flaw_of_chunks(own, layout.work, layout.machine)
+    if layout.work.kind == "sparse" or layout.grid == own:
+        return
+    flaw = flaw_of(layout.work, own, layout.machine)
     if flaw is None or not flaw.matters:
         return
     (P, Q), (p, q) = own.shape, layout.grid.shape

@@ -15,14 +15,13 @@ from numba import types
 from dmf.kernels.registers import (
     ROWS,
     VECTORS,
-    Operand,
     add_product,
+    begin_of,
     check_dtypes,
     copy,
     lanes_of,
     operands,
-    prefetch_rows,
-    products,
+    patch_of,
     shape_of,
     store_at,
     transpose,
@@ -51,16 +50,8 @@ def _curvature_patch(typing, lefts, rights, h, weights, place, stride, sums, i, 
         given = operands(context, builder, signature, arguments)
         left, right, h, M, place, stride, out, i, j = given
         height, width = ROWS // len(left), VECTORS // len(right)
-        rank = shape_of(builder, left[0])[0]
-        M = builder.gep(M.data, [place])
-        size = width * lanes * kind.bitwidth // 8
-        prefetch_rows(builder, M, stride, range(height, 2 * height), size)
-        rows = [Operand(part.data, height, index(height), index(1)) for part in left]
-        begin = builder.mul(h, builder.mul(rank, index(width * lanes)))
-        starts = [builder.gep(part.data, [begin]) for part in right]
-        step, apart = index(width * lanes), index(lanes)
-        columns = [Operand(start, width, step, apart) for start in starts]
-        patch = products(builder, rank, rows, columns, vector)
+        M = begin_of(builder, M, kind, place, stride, (height, width * lanes))
+        _, patch = patch_of(builder, left, right, h, vector)
         # From the sums of one pair to those of the next.
         apart, to = shape_of(builder, out)[1], j
         if by_row:
@@ -137,6 +128,4 @@ def curvature(
                 _curvature_patch(room, rights, g, weights, place, stride, sums, i, j)
             else:
                 copy(weights, i0 + i, j0 + j, rows - i, columns - j, corner)
-                _curvature_patch(
-                    room, rights, g, corner, 0, corner.shape[1], sums, i, j
-                )
+                _curvature_patch(room, rights, g, corner, 0, wide, sums, i, j)

@@ -128,6 +128,27 @@ def shape_of(builder: Any, array: Any) -> list[Any]:
     return list(cgutils.unpack_tuple(builder, array.shape))
 
 
+def patch_of(
+    builder: Any, lefts: Sequence[Any], rights: Sequence[Any], h: Any, vector: Any
+) -> tuple[Any, Values]:
+    """Write the products of what `transpose` and `pack` wrote; return the rank, too.
+
+    The rows of a patch are those of all left arrays, its columns those of group `h` of
+    all right ones.
+    """
+    index = ir.IntType(64)
+    height, width = ROWS // len(lefts), VECTORS // len(rights)
+    rank = shape_of(builder, lefts[0])[0]
+    step, apart = index(width * vector.count), index(vector.count)
+    begin = builder.mul(h, builder.mul(rank, step))
+    rows = [Operand(left.data, height, index(height), index(1)) for left in lefts]
+    columns = [
+        Operand(builder.gep(right.data, [begin]), width, step, apart)
+        for right in rights
+    ]
+    return rank, products(builder, rank, rows, columns, vector)
+
+
 def products(
     builder: Any,
     terms: Any,
@@ -231,12 +252,20 @@ def put(
             put_at(builder, begin, index(v * part.type.count), part)
 
 
-def prefetch_rows(
-    builder: Any, start: Any, stride: Any, rows: range, size: int
-) -> None:
-    """Ask for `size` bytes of each of some rows, without waiting for them."""
-    for m in rows:
-        row = builder.gep(start, [builder.mul(stride, ir.IntType(64)(m))])
+def begin_of(
+    builder: Any,
+    array: Any,
+    dtype: Any,
+    place: Any,
+    stride: Any,
+    shape: tuple[int, int],
+) -> Any:
+    """Return where a patch of an array begins, and ask memory for the one below it."""
+    height, width = shape
+    begin = builder.gep(array.data, [place])
+    for m in range(height, 2 * height):
+        row = builder.gep(begin, [builder.mul(stride, ir.IntType(64)(m))])
         first = builder.bitcast(row, ir.IntType(8).as_pointer())
-        for line in range(0, size, CACHE_LINE):
+        for line in range(0, width * dtype.bitwidth // 8, CACHE_LINE):
             prefetch_address(builder, builder.gep(first, [ir.IntType(64)(line)]))
+    return begin

@@ -22,11 +22,12 @@ from dmf.kernels.registers import (
     Values,
     add_at,
     add_product,
+    begin_of,
     check_dtypes,
     copy,
     lanes_of,
     operands,
-    prefetch_rows,
+    patch_of,
     products,
     put,
     shape_of,
@@ -61,18 +62,10 @@ def _residual_patch(
         vector = ir.VectorType(context.get_value_type(dtype), lanes)
         given = operands(context, builder, signature, arguments)
         left, right, h, X, M, place, stride, out, onto, to, totals = given
-        X = builder.gep(X.data, [place])
-        ahead = range(ROWS, 2 * ROWS)
-        prefetch_rows(builder, X, stride, ahead, group * dtype.bitwidth // 8)
-        M = None if kind is None else builder.gep(M.data, [place])
-        if kind is not None:
-            prefetch_rows(builder, M, stride, ahead, group * kind.bitwidth // 8)
-        rank = shape_of(builder, left)[0]
-        rows = Operand(left.data, ROWS, index(ROWS), index(1))
-        begin = builder.mul(h, builder.mul(rank, index(group)))
-        begin = builder.gep(right.data, [begin])
-        columns = Operand(begin, VECTORS, index(group), index(lanes))
-        patch = products(builder, rank, [rows], [columns], vector)
+        shape = ROWS, group
+        X = begin_of(builder, X, dtype, place, stride, shape)
+        M = kind and begin_of(builder, M, kind, place, stride, shape)
+        rank, patch = patch_of(builder, [left], [right], h, vector)
         total = ir.Constant(vector, None)
         for m, row in enumerate(patch):
             for v, product in enumerate(row):
@@ -198,6 +191,7 @@ def residual(
                 to = 0
             if i + ROWS <= rows and j + group <= columns:
                 place = (i0 + i) * stride + j0 + j
+                # Written out: Numba counts references to what a tuple holds.
                 _residual_patch(
                     left,
                     right,

@@ -79,13 +79,13 @@ def _formed(
     group = _group(dtype)
     W = frozen(W)
     loops: Any = residual
+    parts = _parts(block)
     # Where rows or columns are too few, they are copied, with zeros beside them.
     corner = tuple(
-        None if part is None else np.zeros((ROWS, group), part.dtype)
-        for part in _parts(block)
+        None if part is None else np.zeros((ROWS, group), part.dtype) for part in parts
     )
     shape = height, _columns(H.shape[2], dtype)
-    for rows, columns, data, place in _tiles(block, shape):
+    for rows, columns, data, place in _tiles(block.shape, parts, shape):
         size = rows.stop - rows.start, columns.stop - columns.start
         if rows.start == 0:
             right = _packed(H, columns, group, dtype)
@@ -112,9 +112,9 @@ def curvature(
     ones = np.ones(lanes, dtype)
     totals = np.zeros(result.shape[::-1])  # along vectors, not across
     loops: Any = add_curvature
-    for rows, columns, (_, weights), place in _tiles(
-        block, (TILE_ROWS, _columns(rank, dtype))
-    ):
+    _, mask = _parts(block)
+    shape = TILE_ROWS, _columns(rank, dtype)
+    for rows, columns, (weights,), place in _tiles(block.shape, (mask,), shape):
         p, q = rows.stop - rows.start, columns.stop - columns.start
         if rows.start == 0:
             packed = tuple(_packed(right, columns, width, dtype) for right in rights)
@@ -133,19 +133,20 @@ def curvature(
 
 
 def _tiles(
-    block: Any, shape: tuple[int, int]
+    whole_shape: tuple[int, int],
+    parts: tuple[Array | None, ...],
+    shape: tuple[int, int],
 ) -> Iterator[tuple[slice, slice, Any, tuple[int, int]]]:
-    """Cut a block in both directions: yield rows, columns, an array of the values and
-    one of the weights, and where in them the tile lies.
+    """Cut parts of a block in both directions: yield rows, columns, the parts, and
+    where in them the tile lies.
 
     One part of the columns is done before the next begins: its rows of H stay in the
     cache, and what is fetched ahead is the tile below.
     """
-    parts = _parts(block)
     # What isn't contiguous is copied, a tile at a time.
     whole = all(part is None or part.flags.c_contiguous for part in parts)
     data = _frozen(parts) if whole else ()
-    p, q = block.shape
+    p, q = whole_shape
     for columns in cuts(q, shape[1]):
         for rows in cuts(p, shape[0]):
             if whole:
